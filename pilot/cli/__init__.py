@@ -1,0 +1,1 @@
+"""The `pilot` command: one file a subcommand, thin."""

@@ -1,0 +1,1 @@
+"""A small PanDA for demos and tests, speaking the real wire."""

@@ -1,0 +1,1 @@
+"""From "these files" to "these transfers": URLs, tool choice, retries, checksums."""

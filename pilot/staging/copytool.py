@@ -1,0 +1,131 @@
+"""What a copy tool is: the interface that the staging engine calls and that plug-ins implement.
+
+A copy tool moves one file at a time between a local path and a URL. It is plain blocking code: the engine gives each
+transfer a thread of its own, decides about parallelism, retries, replicas and checksums, and stops transfers. Passing
+`pilot.testing.CopyToolConformance` is what makes a class a copy tool.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from pilot.job import File
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """One file on its way.
+
+    Attributes:
+        file: which file of the job this is; size and checksums in it are what the source must have.
+        url: where it is (get) or goes (put), in one of the tool's schemes.
+        path: the local file to make (get) or to read (put).
+        size: bytes expected, None if unknown.
+        checksums: type to lower-case hex digits that the bytes must have; may be empty.
+        checksum_type: the type to compute or ask the storage for when the tool has a choice.
+        timeout: seconds the whole transfer may take.
+    """
+
+    file: File
+    url: str
+    path: Path
+    size: int | None = None
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    checksum_type: str = "adler32"
+    timeout: float = 10800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A file as it now lies somewhere.
+
+    Attributes:
+        url: the final URL, which may differ from the one asked for.
+        size: bytes, None if the tool does not know.
+        checksums: those known without reading the file again, type to lower-case hex digits.
+    """
+
+    url: str
+    size: int | None = None
+    checksums: Mapping[str, str] = field(default_factory=dict)
+
+
+class Handle(Protocol):
+    """The engine's end of a running transfer, given to the tool."""
+
+    def check(self) -> None:
+        """Raise if the transfer must end now: stop, time-out, too slow. Call it between blocks."""
+
+    def advance(self, count: int) -> None:
+        """`count` more bytes have passed. Implies `check`."""
+
+    def run(
+        self, argv: Sequence[str], env: Mapping[str, str] | None = None, watch: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program to its end, output captured; it and its children are ended when the transfer must end.
+
+        Args:
+            argv: program and arguments; no shell is involved.
+            env: variables to add to the environment.
+            watch: a local file whose growth counts as progress.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolContext:
+    """What a tool may know of the queue and the node, given to its constructor.
+
+    Attributes:
+        options: the queue's `copytools` entry of this tool (`{"setup": "..."}` and whatever else it says).
+        launch_dir: where the pilot was started.
+        settings: the pilot's settings that concern tools, by name, such as `mv_stagein`.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    launch_dir: Path = Path()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class CopyTool(ABC):
+    """A way to move a file. All errors are raised as `pilot.errors.TransferError` with a code and a trait.
+
+    Attributes:
+        name: its name in `copytools` and `acopytools`.
+        schemes: URL schemes it can read and write, without `://`.
+        checksums: checksum types it can compare with the storage without a second read; empty if none.
+    """
+
+    name: ClassVar[str]
+    schemes: ClassVar[frozenset[str]]
+    checksums: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, context: ToolContext) -> None:
+        self.context = context
+
+    def unavailable(self) -> str | None:
+        """Why the tool cannot work on this node, in a few words with a hint; None if it can."""
+        return None
+
+    @abstractmethod
+    def get(self, transfer: Transfer, handle: Handle) -> Stored:
+        """Bring `transfer.url` to `transfer.path`. The final name appears only when the file is complete."""
+
+    @abstractmethod
+    def put(self, transfer: Transfer, handle: Handle) -> Stored:
+        """Take `transfer.path` to `transfer.url`. The final name appears only when the file is complete.
+
+        An existing file of the same size and checksum is success; a different one is FILEEXISTS (1221).
+        """
+
+    @abstractmethod
+    def stat(self, url: str, handle: Handle) -> Stored | None:
+        """Size and, where the storage knows them, checksums of `url`; None if there is no such file."""
+
+    @abstractmethod
+    def remove(self, url: str, handle: Handle) -> None:
+        """Delete `url`; not an error if it is not there."""

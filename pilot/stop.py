@@ -1,0 +1,148 @@
+"""Stops and deadlines: how work is asked to end, and how long it may take to do so.
+
+A stop is a budget, not a flag. Whoever requests it says why (a `PilotError`) and how many seconds are left in all;
+those who wind down take their share of that `Deadline`. No sleep in the pilot stands without a stop beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from pilot.errors import PilotError
+
+T = TypeVar("T")
+
+#: Seconds from a stop to the end when nobody says otherwise: batch systems give 30 s before SIGKILL.
+GRACE = 25.0
+
+
+class Deadline:
+    """The moment by which something must be over, on the monotonic clock.
+
+    Args:
+        seconds: from now; infinite by default.
+    """
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self.at = time.monotonic() + seconds
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self.at - time.monotonic())
+
+    @property
+    def expired(self) -> bool:
+        """True once the moment has passed."""
+        return self.remaining <= 0
+
+    def less(self, seconds: float) -> Deadline:
+        """A deadline `seconds` before this one: what is left when that much is kept back for a later step."""
+        return Deadline(max(0.0, self.remaining - seconds))
+
+
+class Stop:
+    """A request to end, made once; later requests can only shorten the time left.
+
+    A job's stop is the child of its slot's: stopping the slot stops the job, not the other way round.
+    """
+
+    def __init__(self, parent: Stop | None = None) -> None:
+        self.reason: PilotError | None = None
+        self.deadline = Deadline()
+        self._event = asyncio.Event()
+        self._children: list[Stop] = []
+        if parent is not None:
+            parent._children.append(self)
+            if parent.reason is not None:
+                self.request(parent.reason, parent.deadline.remaining)
+
+    @property
+    def requested(self) -> bool:
+        """True once the work should end. May be read from any thread."""
+        return self.reason is not None
+
+    def request(self, reason: PilotError, grace: float = GRACE) -> None:
+        """Ask for the end, for `reason`, in `grace` seconds. The first reason is the one that is kept."""
+        if self.reason is None:
+            self.reason = reason
+        if grace < self.deadline.remaining:
+            self.deadline = Deadline(grace)
+        self._event.set()
+        for child in self._children:
+            child.request(reason, grace)
+
+    def detach(self, child: Stop) -> None:
+        """Forget a child whose work is over."""
+        self._children.remove(child)
+
+    def check(self) -> None:
+        """Raise the reason if a stop was requested."""
+        if self.reason is not None:
+            raise self.reason
+
+    async def wait(self, seconds: float = math.inf) -> bool:
+        """Wait for the stop, at most `seconds`. True if it came."""
+        try:
+            await asyncio.wait_for(self._event.wait(), None if math.isinf(seconds) else seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def guard(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`; when the stop comes first, cancel `work`, let it clean up, and raise the reason."""
+        if self.requested:
+            work.close()
+            self.check()
+        task = asyncio.ensure_future(work)
+        watcher = asyncio.ensure_future(self._event.wait())
+        try:
+            await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+                if task.cancelled():
+                    self.check()
+            return await task
+        finally:
+            watcher.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+
+def in_thread(work: Callable[..., T], *args: Any) -> Awaitable[T]:
+    """Run blocking `work(*args)` in a thread of its own and await its result.
+
+    A thread for each call instead of a pool: none is left idle while a payload runs, and since they are daemons a call
+    that hangs in a library cannot keep the pilot from exiting inside its grace.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work(*args)
+        except BaseException as exc:  # handed to the awaiting task, whatever it is
+            error = exc
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:  # the loop has ended: nobody is waiting for the result any more
+            pass
+
+    threading.Thread(target=run, name=getattr(work, "__name__", "work"), daemon=True).start()
+    return future

@@ -1,0 +1,1 @@
+"""The periodic looks at a running job, one file a look."""
