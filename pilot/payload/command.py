@@ -1,0 +1,108 @@
+"""From a job to the command of its payload: the transformation fetched, the files it expects written.
+
+The command is the payload's own shell text, given to `bash -c` as the job has it. Nothing else of a job ever reaches a
+shell.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from pilot.errors import Code, PilotError
+from pilot.experiment import Experiment
+from pilot.job import Job
+
+logger = logging.getLogger(__name__)
+
+Fetch = Callable[[str], Awaitable[bytes]]
+
+
+async def prepare_command(
+    job: Job, workdir: Path, experiment: Experiment, fetch: Fetch, base_urls: Sequence[str] = ()
+) -> str:
+    """Make the job directory ready and return the shell text to run in it.
+
+    Args:
+        job: the job.
+        workdir: its directory.
+        experiment: may change the text.
+        fetch: brings the bytes of a URL, or raises a `PilotError`.
+        base_urls: other places that have the transformation under its name.
+
+    Raises:
+        PilotError: TRFDOWNLOADFAILURE if the transformation cannot be had, SETUPFAILURE if it names nothing.
+    """
+    _write_option_files(job, workdir)
+    if not job.transformation:
+        raise PilotError(Code.SETUPFAILURE, "the job names no transformation (field 'transformation')")
+    call = await _transformation(job.transformation, workdir, fetch, [*base_urls, *experiment.base_urls])
+    return experiment.command(job, call)
+
+
+def _write_option_files(job: Job, workdir: Path) -> None:
+    for name, lines in job.write_to_file.items():
+        (workdir / name).write_text("\n".join(lines) + "\n")
+
+
+async def _transformation(text: str, workdir: Path, fetch: Fetch, base_urls: Sequence[str]) -> str:
+    """How to call the transformation: `./name` when it is a URL or a file of this node, else the text itself."""
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if scheme in ("http", "https"):
+        return _install(await _download(text, fetch, base_urls), _name_of(text), workdir)
+    path = Path(unquote(urlsplit(text).path)) if scheme == "file" else Path(text)
+    if scheme == "file" or (path.is_absolute() and path.is_file() and _is_single_word(text)):
+        return _copy(path, workdir)
+    return text
+
+
+def _is_single_word(text: str) -> bool:
+    return len(text.split()) == 1
+
+
+async def _download(url: str, fetch: Fetch, base_urls: Sequence[str]) -> bytes:
+    problems = []
+    for candidate in [url, *(f"{base.rstrip('/')}/{_name_of(url)}" for base in base_urls)]:
+        try:
+            return await fetch(candidate)
+        except PilotError as error:
+            logger.warning("transformation %s: %s", candidate, error.detail)
+            problems.append(f"{candidate}: {error.detail}")
+    raise PilotError(Code.TRFDOWNLOADFAILURE, "; ".join(problems))
+
+
+def _name_of(url: str) -> str:
+    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    if name in ("", ".", "..") or "\0" in name or name.startswith("-"):
+        raise PilotError(Code.TRFDOWNLOADFAILURE, f"{url!r} does not end in a file name")
+    return name
+
+
+def _install(content: bytes, name: str, workdir: Path) -> str:
+    target = workdir / name
+    try:
+        target.write_bytes(content)
+        target.chmod(0o755)
+    except OSError as error:
+        raise PilotError(Code.CHMODTRF, f"{target}: {error.strerror}") from error
+    return _call(name)
+
+
+def _copy(source: Path, workdir: Path) -> str:
+    target = workdir / source.name
+    try:
+        shutil.copyfile(source, target)
+        target.chmod(0o755)
+    except OSError as error:
+        raise PilotError(Code.TRFDOWNLOADFAILURE, f"{source}: {error.strerror}") from error
+    return _call(source.name)
+
+
+def _call(name: str) -> str:
+    """`./name`, quoted for the shell: the name comes from a URL."""
+    import shlex
+
+    return shlex.quote(f"./{name}")

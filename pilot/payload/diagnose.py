@@ -1,0 +1,107 @@
+"""Why a payload failed: from its exit status and what it left behind to a code of the table and one line of text."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from pilot.errors import DIAG_LIMIT, Code, PilotError
+from pilot.job import Access, Job
+from pilot.payload.process import Ended, signal_name, tail
+
+logger = logging.getLogger(__name__)
+
+ERROR_REPORT = "payload_error_report.json"
+
+#: Exit statuses with a meaning of their own (`errorcodes.json`, payload_special_exit_codes).
+_SPECIAL_EXITS = {146: Code.NOUSERTARBALL, 251: Code.UNKNOWNTRFFAILURE}
+
+#: Only the check of remote files that runs in front of a payload with direct access ends with these.
+_REMOTE_OPEN_EXITS = {2: Code.LSETUPTIMEDOUT, 3: Code.REMOTEFILEOPENTIMEDOUT}
+
+#: Ends of the loop over hyper-parameter points: no more points, or the limit is reached. Not failures.
+_HPO_ENDS = (160, 161, 162)
+
+#: Lines of a payload's output that are likely to name the cause, the strongest first.
+_TELLING = [
+    re.compile(pattern)
+    for pattern in (r"\b(CRITICAL|FATAL)\b", r"\b(Error|ERROR|Exception)\b|Traceback|[A-Z]\w+Error:", r"\bWARNING\b")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What the report says of a payload.
+
+    Attributes:
+        error: the pilot's own verdict, None for a good payload.
+        exe_code, exe_diag: what the payload said of itself.
+    """
+
+    error: PilotError | None = None
+    exe_code: int = 0
+    exe_diag: str = ""
+
+
+def diagnose(job: Job, ended: Ended, workdir: Path) -> Diagnosis:
+    """Explain how a payload ended that the pilot did not stop itself."""
+    code, text = _own_report(workdir)
+    if code:
+        error = PilotError(Code.PAYLOADEXECUTIONFAILURE, f"the payload reported error {code}: {text}")
+        return Diagnosis(error=error, exe_code=code, exe_diag=text)
+    if ended.exit_code == 0 or (job.is_hpo and ended.exit_code in _HPO_ENDS):
+        return Diagnosis()
+    cause = _telling_line(workdir)
+    how = _how(ended)
+    return Diagnosis(
+        error=PilotError(_code(job, ended), f"{how}: {cause}" if cause else how), exe_code=ended.status, exe_diag=cause
+    )
+
+
+def _own_report(workdir: Path) -> tuple[int, str]:
+    """`error_code` and `error_diag` of `payload_error_report.json`, (0, '') without one."""
+    try:
+        report = json.loads((workdir / ERROR_REPORT).read_text())
+        return int(report.get("error_code") or 0), str(report.get("error_diag") or "")[:DIAG_LIMIT]
+    except FileNotFoundError:
+        return 0, ""
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        logger.warning("%s cannot be read: %s", ERROR_REPORT, error)
+        return 0, ""
+
+
+def _code(job: Job, ended: Ended) -> Code:
+    if signal.SIGSEGV in (ended.signum, (ended.exit_code or 0) - 128):
+        return Code.PAYLOADSIGSEGV
+    if any(file.access is Access.DIRECT for file in job.inputs) and ended.exit_code in _REMOTE_OPEN_EXITS:
+        return _REMOTE_OPEN_EXITS[ended.exit_code]
+    return _SPECIAL_EXITS.get(ended.exit_code or 0, Code.PAYLOADEXECUTIONFAILURE)
+
+
+def _how(ended: Ended) -> str:
+    if ended.signum:
+        return f"killed by {signal_name(ended.signum)}, which the pilot did not send"
+    status = ended.exit_code or 0
+    hint = f" (a child was killed by {signal_name(status - 128)})" if 128 < status < 160 else ""
+    return f"exit status {status}{hint}"
+
+
+def _telling_line(workdir: Path) -> str:
+    """The line of stderr or stdout that most likely names the cause; else the last line of stderr."""
+    texts = [tail(workdir / name, 65536) for name in ("payload.stderr", "payload.stdout")]
+    for pattern in _TELLING:
+        for text in texts:
+            lines = [line.strip() for line in text.splitlines() if pattern.search(line)]
+            if lines:
+                return _best(lines)[:DIAG_LIMIT]
+    last = texts[0].strip().splitlines()[-1:]
+    return last[0].strip()[:DIAG_LIMIT] if last else ""
+
+
+def _best(lines: list[str]) -> str:
+    """A Python traceback names its cause in the last line, everything else in the first."""
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]

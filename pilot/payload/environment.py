@@ -1,0 +1,88 @@
+"""The environment of a payload: built, not inherited.
+
+The pilot's own credentials, tokens, server addresses and Python set-up stay with the pilot. What a payload gets is what
+a node offers everybody (search paths, locale, proxies, batch and GPU facts, software areas), what the queue's `environ`
+says, and who it is.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+
+from pilot.job import Job
+
+#: Variables of the node that are passed on by name.
+PASSED = (
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "LANG", "LANGUAGE", "TZ", "TERM", "TMPDIR", "TMP", "TEMP",
+    "LD_LIBRARY_PATH", "MANPATH", "MODULEPATH", "LOADEDMODULES",
+    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "X509_CERT_DIR", "X509_VOMS_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
+)  # fmt: skip
+
+#: Families of variables of the node that are passed on.
+PASSED_PREFIXES = (
+    "LC_",
+    "OMP_", "OPENBLAS_", "MKL_", "NUMEXPR_",
+    "CUDA_", "NVIDIA_", "ROCR_", "HIP_", "GPU_", "ZE_",
+    "SLURM_", "PBS_", "LSB_", "SGE_", "_CONDOR_", "OSG_", "GLIDEIN_", "K8S_", "KUBERNETES_",
+    "LMOD_", "MODULES_", "CONDA_", "SPACK_", "EESSI_", "CVMFS_", "VO_", "ATLAS_", "FRONTIER_", "ALRB_",
+    "XRD_", "RUCIO_", "DAVIX_", "GFAL_", "APPTAINER_", "SINGULARITY_",
+)  # fmt: skip
+
+#: What is never passed on, whatever family it is of: names that speak of credentials.
+REFUSED = re.compile(
+    r"TOKEN|SECRET|PASSW|CREDENTIAL|PRIVATE|BEARER|JWT|API_?KEY|ACCESS_?KEY|LOGIN|X509_USER|PROXY_?CERT|_AUTH|^AUTH|COOKIE"
+)
+
+#: `scheme://user:password@host`, which a proxy variable may hold.
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def payload_environment(
+    environ: Mapping[str, str],
+    job: Job,
+    *,
+    queue_environ: str = "",
+    prefixes: Iterable[str] = (),
+    names: Iterable[str] = (),
+    experiment: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The variables a payload starts with.
+
+    Args:
+        environ: the pilot's own environment.
+        job: sets its identity (`PandaID`, ...) and its own variables, which win over all others.
+        queue_environ: the queue's `environ` field, `KEY=VALUE` words.
+        prefixes: families that the experiment wants passed on.
+        names: single variables that the site wants passed on, credentials or not: it said so by name.
+        experiment: variables that the experiment sets.
+    """
+    families = PASSED_PREFIXES + tuple(prefixes)
+    built = {name: _USERINFO.sub("", value) for name, value in environ.items() if _passes(name, families)}
+    built |= {name: environ[name] for name in names if name in environ}
+    built |= parse_environ(queue_environ)
+    built |= _identity(job)
+    return {**built, **(experiment or {}), **job.environment}
+
+
+def parse_environ(text: str) -> dict[str, str]:
+    """`KEY=VALUE KEY2='a b'` as a queue's `environ` field holds it; words without `=` are passed over."""
+    try:
+        words = shlex.split(text)
+    except ValueError:  # an unbalanced quote in the queue configuration
+        words = text.split()
+    pairs = (word.removeprefix("export ").partition("=") for word in words)
+    return {key: value.rstrip(";") for key, equals, value in pairs if equals and key.isidentifier()}
+
+
+def _passes(name: str, families: tuple[str, ...]) -> bool:
+    return (name in PASSED or name.startswith(families)) and not REFUSED.search(name.upper())
+
+
+def _identity(job: Job) -> dict[str, str]:
+    identity = {"PandaID": str(job.job_id), "PanDA_AttemptNr": str(job.attempt), "ATHENA_PROC_NUMBER": str(job.cores)}
+    if job.task_id is not None:
+        identity["PanDA_TaskID"] = str(job.task_id)
+    return identity

@@ -1,0 +1,172 @@
+"""A payload as a process tree: started in a session of its own, waited for, stopped, and gone to the last child.
+
+What belongs to a payload: its first process, all below it, and whoever came back to the pilot as an orphan. Signals go
+to these and to nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pilot.errors import Code, PilotError
+from pilot.processes import Processes, cpu_seconds, descendants, is_zombie, send, wait_exit
+from pilot.stop import Deadline
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks at a tree that was told to go.
+_LOOK = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a payload ended.
+
+    Attributes:
+        exit_code: its exit status, None if a signal ended it.
+        signum: the signal that ended it, None if it exited.
+        stopped: True if the pilot sent a signal before it ended.
+        seconds: wall time.
+        cpu_time: CPU seconds of the tree, as far as the kernel told.
+    """
+
+    exit_code: int | None
+    signum: int | None
+    stopped: bool
+    seconds: float
+    cpu_time: float
+
+    @property
+    def status(self) -> int:
+        """The exit status as a shell shows it: 128 + signal for a process that was killed."""
+        return self.exit_code if self.exit_code is not None else 128 + (self.signum or 0)
+
+
+class PayloadProcess:
+    """A running payload."""
+
+    def __init__(self, process: subprocess.Popen[Any], processes: Processes) -> None:
+        self.pid = process.pid
+        self._process = process
+        self._processes = processes
+        self._started = time.monotonic()
+        self._adopted_before = processes.adopted_usage
+        self._stopped = False
+        self._ended: Ended | None = None
+
+    @classmethod
+    def start(
+        cls,
+        text: str,
+        *,
+        workdir: Path,
+        environment: Mapping[str, str],
+        processes: Processes,
+        prefix: Sequence[str] = (),
+    ) -> PayloadProcess:
+        """Start `bash -c text` in `workdir`, its output in `payload.stdout` and `payload.stderr`.
+
+        Args:
+            text: the payload's own shell text.
+            workdir: the job directory.
+            environment: all variables it gets.
+            processes: starts it and knows its orphans.
+            prefix: what runs the shell, such as a container's command; empty for nothing.
+
+        Raises:
+            PilotError: PAYLOADEXECUTIONEXCEPTION if it cannot be started.
+        """
+        try:
+            with open(workdir / "payload.stdout", "wb") as out, open(workdir / "payload.stderr", "wb") as err:
+                process = processes.start(
+                    [*prefix, "/bin/bash", "-c", text],
+                    cwd=workdir,
+                    env=dict(environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                )
+        except (OSError, ValueError) as error:
+            raise PilotError(Code.PAYLOADEXECUTIONEXCEPTION, f"the payload could not be started: {error}") from error
+        logger.info("payload started: pid %d in %s", process.pid, workdir)
+        return cls(process, processes)
+
+    async def wait(self) -> Ended:
+        """Wait for the first process to end."""
+        if self._ended is None:
+            usage = await wait_exit(self._process)
+            self._processes.forget(self._process)
+            self._processes.reap()
+            self._ended = self._result(cpu_seconds(usage) if usage else 0.0)
+            logger.info("payload ended: %s", self._ended)
+        return self._ended
+
+    def members(self) -> list[int]:
+        """Pids of all living processes of the payload, parents first."""
+        self._processes.reap()
+        first = [self.pid] if self._ended is None else []  # a pid that was waited for may be somebody else's by now
+        roots = [pid for pid in [*first, *self._processes.adopted()] if not is_zombie(pid)]
+        return [pid for pid in descendants(roots) if not is_zombie(pid)]
+
+    async def stop(self, deadline: Deadline, grace: float | None = None) -> None:
+        """End the payload and everything of it: TERM (and CONT), then KILL.
+
+        Args:
+            deadline: by when nothing may be left.
+            grace: seconds between TERM and KILL; two thirds of the time there is by default.
+        """
+        self._stopped = self._ended is None
+        patience = Deadline(min(deadline.remaining * 2 / 3 if grace is None else grace, deadline.remaining))
+        if not await self._go(signal.SIGTERM, patience):
+            logger.warning("payload still runs after SIGTERM: %s; now SIGKILL", self.members())
+            await self._go(signal.SIGKILL, Deadline(max(1.0, deadline.remaining)))
+
+    async def _go(self, signum: signal.Signals, patience: Deadline) -> bool:
+        """Signal all members, again if new ones appear, until none is left. False if some are when patience ends."""
+        told: set[int] = set()
+        while members := self.members():
+            new = [pid for pid in members if pid not in told] if signum != signal.SIGKILL else members
+            send(new, signum)
+            send(new, signal.SIGCONT)
+            told.update(new)
+            if patience.expired:
+                return False
+            await asyncio.sleep(min(_LOOK, patience.remaining))
+        return True
+
+    def _result(self, cpu_time: float) -> Ended:
+        code = self._process.returncode
+        return Ended(
+            exit_code=code if code >= 0 else None,
+            signum=-code if code < 0 else None,
+            stopped=self._stopped,
+            seconds=time.monotonic() - self._started,
+            cpu_time=cpu_time + self._processes.adopted_usage - self._adopted_before,
+        )
+
+
+def signal_name(signum: int) -> str:
+    """`SIGKILL` for 9; the number for one without a name, such as a real-time signal."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return f"signal {signum}"
+
+
+def tail(path: Path, size: int = 2048) -> str:
+    """The last `size` bytes of a file as text; empty if there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read(size).decode(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,168 @@
+"""The processes of this pilot: those it started, and those that came to it when their parents died.
+
+The pilot is a *subreaper* (prctl(2), PR_SET_CHILD_SUBREAPER): a payload that double-forks a daemon away does not lose
+it to PID 1, it comes back as a child of the pilot. So "what is left of the payload" is a question that the kernel
+answers, and nothing is ever found by name or by user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import resource
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pilot.stop import in_thread
+
+logger = logging.getLogger(__name__)
+
+PR_SET_CHILD_SUBREAPER = 36
+
+#: False on kernels built without CONFIG_PROC_CHILDREN.
+_HAS_CHILDREN_FILE = Path(f"/proc/self/task/{os.getpid()}/children").exists()
+
+
+class Processes:
+    """Starts processes, knows which children are whose, and reaps those that were adopted."""
+
+    def __init__(self) -> None:
+        self._own: set[int] = set()
+        self._lock = threading.Lock()
+        self.adopted_usage = 0.0
+        _become_subreaper()
+
+    def start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a program in a session of its own; options as for `subprocess.Popen`."""
+        with self._lock:
+            process = subprocess.Popen(argv, start_new_session=True, **options)
+            self._own.add(process.pid)
+        return process
+
+    def forget(self, process: subprocess.Popen[Any]) -> None:
+        """A process started here has ended and was waited for."""
+        with self._lock:
+            self._own.discard(process.pid)
+
+    def adopted(self) -> list[int]:
+        """Children that we did not start: left behind by a payload."""
+        with self._lock:
+            return [pid for pid in children() if pid not in self._own]
+
+    def reap(self) -> None:
+        """Collect adopted children that have ended, and count their CPU seconds into `adopted_usage`."""
+        for pid in self.adopted():
+            try:
+                ended, _, usage = os.wait4(pid, os.WNOHANG)
+            except ChildProcessError:
+                continue
+            if ended:
+                self.adopted_usage += cpu_seconds(usage)
+
+
+def cpu_seconds(usage: resource.struct_rusage) -> float:
+    """CPU seconds, user and system."""
+    return usage.ru_utime + usage.ru_stime
+
+
+async def wait_exit(process: subprocess.Popen[Any]) -> resource.struct_rusage | None:
+    """Wait until a process has ended; its `returncode` is set then.
+
+    Returns:
+        What the process and those of its descendants that were waited for have used; None if only a thread could wait.
+    """
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except (OSError, AttributeError):  # kernels before 5.3
+        await in_thread(process.wait)
+        return None
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    return _collect(process)
+
+
+def _collect(process: subprocess.Popen[Any]) -> resource.struct_rusage:
+    """The exit status of a process that has ended goes to its `returncode`, its usage to the caller."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage
+
+
+def children(pid: int | None = None) -> list[int]:
+    """Direct children of a process (our own by default), of all its threads."""
+    pid = pid or os.getpid()
+    if not _HAS_CHILDREN_FILE:
+        return _children_by_scan(pid)
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            found += _children_of_thread(pid, task)
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        pass
+    return found
+
+
+def _children_of_thread(pid: int, task: str) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):  # the thread has just ended
+        return []
+
+
+def descendants(roots: Sequence[int]) -> list[int]:
+    """The processes `roots` and all below them, parents first."""
+    found = list(dict.fromkeys(roots))
+    for pid in found:
+        found += [child for child in children(pid) if child not in found]
+    return found
+
+
+def send(pids: Sequence[int], signum: signal.Signals) -> None:
+    """Send a signal to processes; those that have just ended are passed over."""
+    for pid in pids:
+        try:
+            os.kill(pid, signum)
+        except ProcessLookupError:
+            continue
+        except PermissionError:
+            logger.warning("may not send %s to pid %d: it runs as another user now", signum.name, pid)
+
+
+def is_zombie(pid: int) -> bool:
+    """True if a process has ended but was not waited for, or is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat.rpartition(")")[2].split()[0] in ("Z", "X")
+
+
+def _children_by_scan(pid: int) -> list[int]:
+    """Children found by looking at every process, where the kernel has no `children` files."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(stat.rpartition(")")[2].split()[1]) == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def _become_subreaper() -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        logger.warning("prctl(PR_SET_CHILD_SUBREAPER): %s", os.strerror(ctypes.get_errno()))

@@ -1,0 +1,1 @@
+"""Our own plug-ins, a folder a kind."""

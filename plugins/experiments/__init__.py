@@ -1,0 +1,1 @@
+"""What collaborations do differently from `generic`."""
