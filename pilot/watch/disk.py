@@ -1,0 +1,64 @@
+"""Looks at the disk: space left on the node, and the size of the job directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pilot.errors import Code, PilotError
+from pilot.watch.look import nearness
+
+
+class FreeSpace:
+    """NOLOCALSPACE (1098) when the file system of the job directory has less than `limit` bytes left."""
+
+    slow = False
+
+    def __init__(self, workdir: Path, limit: int) -> None:
+        self._workdir = workdir
+        self._limit = limit
+
+    def look(self) -> float:
+        """Every minute, every 5 s when less than twice the limit is left."""
+        free = shutil.disk_usage(self._workdir).free
+        if free <= self._limit:
+            text = f"{free >> 20} MiB left in {self._workdir}, {self._limit >> 20} MiB needed"
+            raise PilotError(Code.NOLOCALSPACE, text)
+        return 60.0 if free > 2 * self._limit else 5.0
+
+
+class WorkdirSize:
+    """USERDIRTOOLARGE (1104) when the job directory holds more than `limit` bytes; links are not followed."""
+
+    slow = True
+
+    def __init__(self, workdir: Path, limit: int) -> None:
+        self._workdir = workdir
+        self._limit = limit
+        self.peak = 0
+
+    def look(self) -> float:
+        """Every minute, down to 5 s near the limit."""
+        size = tree_size(self._workdir)
+        self.peak = max(self.peak, size)
+        if self._limit and size > self._limit:
+            raise PilotError(Code.USERDIRTOOLARGE, f"{size} bytes in {self._workdir}, the limit is {self._limit} bytes")
+        return nearness(size, self._limit, 5.0, 60.0)
+
+
+def tree_size(top: Path) -> int:
+    """Bytes that the files below `top` occupy, as `du` counts them (sparse files by their blocks)."""
+    total = 0
+    pending = [str(top)]
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+        except OSError:  # it went away while we looked, or is not ours to read
+            continue
+    return total

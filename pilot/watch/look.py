@@ -1,0 +1,62 @@
+"""The watch over a running payload: small looks, each in its own rhythm, any of which can end the job.
+
+A look is a question (`is there still disk?`) with a limit. It says itself when it wants to look again: seldom while far
+from the limit, often when near. The first look that finds its limit passed stops the job with its error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from typing import Protocol
+
+from pilot.errors import PilotError
+from pilot.stop import Stop, in_thread
+
+logger = logging.getLogger(__name__)
+
+
+class Look(Protocol):
+    """One question about a running job."""
+
+    def look(self) -> float:
+        """Look once, in a thread if `slow`.
+
+        Returns:
+            Seconds until the next look, infinite for never again.
+
+        Raises:
+            PilotError: the limit is passed; the job is to be stopped with this error.
+        """
+
+    @property
+    def slow(self) -> bool:
+        """True if a look may take more than a few milliseconds."""
+
+
+async def watch(looks: Sequence[Look], stop: Stop, grace: float) -> None:
+    """Run all looks until the stop; request it for the first that raises. Cancel this to end the watch."""
+    async with asyncio.TaskGroup() as group:
+        for look in looks:
+            group.create_task(_repeat(look, stop, grace))
+
+
+async def _repeat(look: Look, stop: Stop, grace: float) -> None:
+    while not stop.requested:
+        try:
+            period = await in_thread(look.look) if look.slow else look.look()
+        except PilotError as error:
+            logger.warning("%s", error)
+            stop.request(error, grace)
+            return
+        await stop.wait(period * random.uniform(0.95, 1.05))
+
+
+def nearness(value: float, limit: float, shortest: float, longest: float) -> float:
+    """A period between `shortest` and `longest` seconds, the shorter the nearer `value` is to `limit`."""
+    if limit <= 0:
+        return longest
+    room = max(0.0, 1.0 - value / limit)
+    return max(shortest, min(longest, longest * room))
