@@ -1,0 +1,154 @@
+"""What became of a job, as a value; and who may listen while it becomes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pilot.errors import Code, PilotError
+from pilot.job import File, Job, Kind
+from pilot.server.report import FileReport, State, Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOutcome:
+    """A file of a job that is where it should be: an input on the node, an output or the log in its storage."""
+
+    file: File
+    url: str
+    size: int
+    checksums: Mapping[str, str]
+
+    @property
+    def reported(self) -> FileReport:
+        """As the server wants to hear of an output."""
+        return FileReport(
+            lfn=self.file.lfn,
+            guid=self.file.guid,
+            size=self.size,
+            checksums=self.checksums,
+            surl=self.url,
+            endpoint=self.file.endpoint,
+        )
+
+
+@dataclass(slots=True)
+class Outcome:
+    """A job as it stands; complete once it was reported.
+
+    Attributes:
+        error: the first thing that went wrong; None as long as all is well.
+        exit_code, signum: how the payload ended, both None if it never ran or did not end.
+        files: inputs, outputs and log that were moved.
+        timings: seconds per phase: stagein, setup, payload, stageout, log, total.
+        reported: True once the server took the final report.
+    """
+
+    job: Job
+    error: PilotError | None = None
+    exit_code: int | None = None
+    signum: int | None = None
+    exe_code: int = 0
+    exe_diag: str = ""
+    files: list[FileOutcome] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    metrics: dict[str, str] = field(default_factory=dict)
+    reported: bool = False
+
+    @property
+    def state(self) -> State:
+        """The final state, if the job ended now."""
+        return State.FAILED if self.error else State.FINISHED
+
+    @property
+    def code(self) -> int:
+        """The pilot error code, 0 for a good job; negated for an analysis job that may be tried again."""
+        if self.error is None:
+            return 0
+        code = self.error.code
+        return -int(code) if self.job.is_analysis and code.recoverable else int(code)
+
+    def fail(self, error: PilotError) -> None:
+        """Keep an error if it is the first."""
+        if self.error is None:
+            self.error = error
+
+    def stored(self) -> list[FileOutcome]:
+        """Outputs and log that are in their storage, the log last."""
+        kept = [done for done in self.files if done.file.kind is not Kind.INPUT]
+        return sorted(kept, key=lambda done: done.file.kind is Kind.LOG)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result file of `pilot local`."""
+        return {
+            "job_id": self.job.job_id,
+            "state": self.state.value,
+            "pilot_error_code": self.code,
+            "pilot_error_diag": self.error.diag if self.error else "",
+            "payload": {"exit_code": self.exit_code, "signal": self.signum},
+            "files": [_file(done) for done in self.files],
+            "timings": {name: round(seconds, 3) for name, seconds in self.timings.items()},
+            "metrics": self.metrics | _measured(self.usage),
+        }
+
+
+def _file(done: FileOutcome) -> dict[str, Any]:
+    return {
+        "kind": done.file.kind.value,
+        "lfn": done.file.lfn,
+        "guid": done.file.guid,
+        "size": done.size,
+        "adler32": done.checksums.get("adler32"),
+        "md5": done.checksums.get("md5"),
+        "url": done.url,
+    }
+
+
+def _measured(usage: Usage) -> dict[str, Any]:
+    values = ((name, getattr(usage, name)) for name in Usage.__slots__)
+    return {name: value for name, value in values if value is not None}
+
+
+class Stopwatch:
+    """Seconds per phase; phases do not overlap."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.timings: dict[str, float] = {}
+        self._phase = ""
+        self._since = self.started
+
+    def enter(self, phase: str) -> None:
+        """The phase before ends now and `phase` begins; an empty name ends without a new one."""
+        now = time.monotonic()
+        if self._phase:
+            self.timings[self._phase] = self.timings.get(self._phase, 0.0) + now - self._since
+        self._phase, self._since = phase, now
+        self.timings["total"] = now - self.started
+
+
+class Progress:
+    """Somebody who watches jobs go by: a terminal, a test, nobody. All methods are quick and return nothing."""
+
+    def job(self, job: Job) -> None:
+        """A job was acquired."""
+
+    def phase(self, job: Job, phase: str) -> None:
+        """A job entered a phase: stagein, setup, payload, stageout, log, report."""
+
+    def moved(self, job: Job, done: FileOutcome) -> None:
+        """A file arrived."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """A job is over and reported."""
+
+    def waiting(self, what: str, seconds: float) -> None:
+        """The slot waits, for at most so long."""
+
+
+def internal_error(error: BaseException) -> PilotError:
+    """Our own bug as an error of the table: the job is to be reported, not left behind with a traceback."""
+    return PilotError(Code.INTERNALPILOTPROBLEM, f"{type(error).__name__}: {error}")
