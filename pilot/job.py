@@ -53,7 +53,7 @@ class File:
     dataset: str = ""
     guid: str = ""
     size: int | None = None
-    checksums: Mapping[str, str] = NOTHING
+    checksums: Mapping[str, str] = field(default_factory=dict)
     endpoint: str = ""
     token: str = ""
     access: Access = Access.COPY
@@ -67,6 +67,15 @@ class Utility:
 
     command: str
     args: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a job may use, beside the limits of its queue; 0 for no limit. Memory and disk in MB of 10**6 bytes."""
+
+    memory_mb: int = 0
+    walltime_s: int = 0
+    disk_mb: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +136,7 @@ class Job:
     debug_command: str = ""
     allow_no_output: tuple[str, ...] = ()
     container_image: str = ""
-    container_options: Mapping[str, str] = NOTHING
+    container_options: Mapping[str, str] = field(default_factory=dict)
     preprocess: Utility | None = None
     postprocess: Utility | None = None
     coprocess: Utility | None = None
@@ -136,10 +145,10 @@ class Job:
     inputs: tuple[File, ...] = ()
     outputs: tuple[File, ...] = ()
     log: File | None = None
-    write_to_file: Mapping[str, tuple[str, ...]] = NOTHING
-    queue_overrides: Mapping[str, Any] = NOTHING
-    storage_overrides: Mapping[str, Any] = NOTHING
+    write_to_file: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    queue_overrides: Mapping[str, Any] = field(default_factory=dict)
+    storage_overrides: Mapping[str, Any] = field(default_factory=dict)
     zip_map: str = ""
     secrets: Secret | None = None
-    pilot_secrets: Mapping[str, Secret] = NOTHING
+    pilot_secrets: Mapping[str, Secret] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
