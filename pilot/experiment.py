@@ -21,7 +21,6 @@ class Experiment:
         base_urls: places to look for a transformation that its own URL does not give, before `--baseurls`.
         mv_to_final_destination: True if `mv` writes outputs to their storage path; False if it leaves them in the
             launch directory for the batch system (ARC) to upload.
-        ends_without_answer: True if a pilot ends when the server does not answer getJob at all; False if it tries on.
         environment_prefixes: variables that a payload of this experiment needs from the node, beside the usual ones.
         redundant_files: patterns of files in the job directory that are not worth keeping in the log.
         storages_prefer_cache: True if the storage JSON beside the pilot wins over the one given on the command line.
@@ -30,7 +29,6 @@ class Experiment:
     name: ClassVar[str]
     base_urls: ClassVar[tuple[str, ...]] = ()
     mv_to_final_destination: ClassVar[bool] = False
-    ends_without_answer: ClassVar[bool] = True
     environment_prefixes: ClassVar[tuple[str, ...]] = ()
     redundant_files: ClassVar[tuple[str, ...]] = ()
     storages_prefer_cache: ClassVar[bool] = False

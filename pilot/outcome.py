@@ -33,6 +33,18 @@ class FileOutcome:
             endpoint=self.file.endpoint,
         )
 
+    def as_dict(self) -> dict[str, Any]:
+        """For the journal and the result file."""
+        return {
+            "kind": self.file.kind.value,
+            "lfn": self.file.lfn,
+            "guid": self.file.guid,
+            "size": self.size,
+            "adler32": self.checksums.get("adler32"),
+            "md5": self.checksums.get("md5"),
+            "url": self.url,
+        }
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -89,22 +101,10 @@ class Outcome:
             "pilot_error_code": self.code,
             "pilot_error_diag": self.error.diag if self.error else "",
             "payload": {"exit_code": self.exit_code, "signal": self.signum},
-            "files": [_file(done) for done in self.files],
+            "files": [done.as_dict() for done in self.files],
             "timings": {name: round(seconds, 3) for name, seconds in self.timings.items()},
             "metrics": self.metrics | _measured(self.usage),
         }
-
-
-def _file(done: FileOutcome) -> dict[str, Any]:
-    return {
-        "kind": done.file.kind.value,
-        "lfn": done.file.lfn,
-        "guid": done.file.guid,
-        "size": done.size,
-        "adler32": done.checksums.get("adler32"),
-        "md5": done.checksums.get("md5"),
-        "url": done.url,
-    }
 
 
 def _measured(usage: Usage) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from pilot.errors import PilotError
@@ -116,7 +116,7 @@ class Stop:
                 await asyncio.wait({task})
 
 
-def in_thread(work: Callable[..., T], *args: Any) -> Awaitable[T]:
+async def in_thread(work: Callable[..., T], *args: Any) -> T:
     """Run blocking `work(*args)` in a thread of its own and await its result.
 
     A thread for each call instead of a pool: none is left idle while a payload runs, and since they are daemons a call
@@ -145,4 +145,4 @@ def in_thread(work: Callable[..., T], *args: Any) -> Awaitable[T]:
             pass
 
     threading.Thread(target=run, name=getattr(work, "__name__", "work"), daemon=True).start()
-    return future
+    return await future

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 from pilot.errors import Code, PilotError
+from pilot.job import Job, Limits
+from pilot.queuedata import Queue
 from pilot.watch.look import nearness
 
 
@@ -45,6 +47,17 @@ class WorkdirSize:
         if self._limit and size > self._limit:
             raise PilotError(Code.USERDIRTOOLARGE, f"{size} bytes in {self._workdir}, the limit is {self._limit} bytes")
         return nearness(size, self._limit, 5.0, 60.0)
+
+
+def workdir_limit(queue: Queue, job: Job, limits: Limits) -> int:
+    """Bytes a job directory may hold, 0 for no limit: the job file's own, else the queue's `maxwdir` (PILOT3 5.4).
+
+    A job on one core gets its share of a queue that is made for several; the queue's grace factor comes on top.
+    """
+    if limits.disk_mb:
+        return limits.disk_mb * 1_000_000
+    share = queue.corecount if job.cores == 1 else 1
+    return int((queue.maxwdir << 20) // share * queue.maxwdir_grace)
 
 
 def tree_size(top: Path) -> int:

@@ -1,0 +1,57 @@
+"""The `pilot` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pilot.version import __version__
+
+_DESCRIPTION = """\
+A pilot for worker nodes: it fetches jobs from a PanDA server, brings their inputs, runs and watches their payloads,
+takes outputs and logs out, and reports."""
+
+_EPILOG = """\
+first steps:
+  pilot local --example > job.yaml     write a job file
+  pilot local job.yaml                 run it here, with no server
+  pilot run --help                     run jobs from a PanDA server, as on a worker node
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; its exit code is ours."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(words)
+    if not hasattr(args, "run"):
+        build_parser().print_help()
+        return 2
+    try:
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `pilot plugins | head`
+        sys.stderr.close()
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All subcommands; what they need beyond argparse they import when they run."""
+    from pilot.cli import demo, devserver, local, plugins, run
+
+    parser = argparse.ArgumentParser(
+        prog="pilot",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"pilot {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for module in (run, local, demo, devserver, plugins):
+        module.add_parser(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,389 @@
+r"""One job, from acquired to reported: read this file to know what a pilot does.
+
+    acquired -> stagein -> setup -> payload -> stageout -> log -> report
+        \________\_________\_________\__________ any failure or stop: keep the first error, still do log and report
+
+Each arrow is a line in the job's journal before it is an act, so whoever finds the job directory can tell what is left
+to do. A stop cancels the running phase and leaves a budget of seconds: the payload gets its share first, then the log,
+and the final report has the rest for itself; nothing cancels it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from pilot.errors import Code, PilotError, ServerError
+from pilot.experiment import Experiment
+from pilot.job import Access, File, Job, Limits
+from pilot.jobreport import Reporter, Speaker
+from pilot.journal import Journal
+from pilot.logarchive import archive_folder, make_log_archive
+from pilot.masking import Masker
+from pilot.outcome import FileOutcome, Outcome, Progress, Stopwatch, internal_error
+from pilot.payload.command import Fetch, prepare_command
+from pilot.payload.diagnose import diagnose
+from pilot.payload.environment import payload_environment
+from pilot.payload.process import PayloadProcess, tail
+from pilot.pilotlog import PilotLog
+from pilot.processes import Processes
+from pilot.queuedata import QueueInfo
+from pilot.server import Server
+from pilot.server.report import Reply, Report, State
+from pilot.settings import Settings
+from pilot.staging.engine import StagingEngine
+from pilot.staging.result import StagingResult
+from pilot.stop import Deadline, Stop, in_thread
+from pilot.watch.disk import FreeSpace, WorkdirSize, workdir_limit
+from pilot.watch.heartbeat import Heartbeat
+from pilot.watch.look import Look, watch
+from pilot.watch.memory import Memory
+from pilot.watch.meter import Meter, Tally
+from pilot.watch.walltime import Walltime
+
+logger = logging.getLogger(__name__)
+
+#: Files of the pilot's own in the job directory.
+JOURNAL, SECRETS = "journal.jsonl", "panda_secrets.json"
+
+#: Share of the time left after a stop that the payload may take to end, KILL included.
+PAYLOAD_SHARE = 0.6
+#: Seconds kept back for the final report when the log is made and uploaded after a stop.
+REPORT_RESERVE = 4.0
+#: Seconds that processes left behind by a payload get between TERM and KILL.
+LEFTOVER_GRACE = 2.0
+#: Longest wait for an update on its way before the final one is sent, s.
+SETTLE = 2.0
+#: Seconds that a signal to us may come after the same signal to the payload.
+SIGNAL_PATIENCE = 0.3
+#: Longest time to pack and upload the log of a job that nothing hurries, s.
+LOG_TIMEOUT = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What the jobs of a slot share; each is made once, by the command that starts the slot."""
+
+    settings: Settings
+    server: Server
+    info: QueueInfo
+    speaker: Speaker
+    experiment: Experiment
+    processes: Processes
+    meter: Callable[[], Meter]
+    masker: Masker
+    log: PilotLog
+    progress: Progress
+    fetch: Fetch
+    environ: Mapping[str, str]
+    engine: Callable[[QueueInfo], StagingEngine]
+    launch_dir: Path
+    main_dir: Path
+
+
+class JobRun:
+    """The run of one job.
+
+    Args:
+        bench: what all jobs of the slot share.
+        job: the job.
+        slot_stop: stopping it stops the job.
+        limits: beside those of the queue.
+        slot_end: when the slot is over.
+        getjob_seconds: how long it took to get the job, for the report.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        job: Job,
+        slot_stop: Stop,
+        *,
+        limits: Limits | None = None,
+        slot_end: Deadline | None = None,
+        getjob_seconds: float = 0.0,
+    ) -> None:
+        self.bench = bench
+        self.job = job
+        self.stop = Stop(slot_stop)
+        self.outcome = Outcome(job)
+        self.workdir = bench.main_dir / f"PanDA_Pilot-{job.job_id}"
+        self._limits = limits or Limits()
+        self._slot_end = slot_end or Deadline()
+        self._slot_stop = slot_stop
+        self._watch = Stopwatch()
+        self._journal: Journal | None = None
+        self._tally = Tally()
+        self._last_command = ""
+        self._info = bench.info
+        self._log_start = bench.log.position()
+        self._reporter = Reporter(bench.speaker, bench.experiment, self.outcome, getjob_seconds)
+        self._heartbeat = Heartbeat(
+            self._beat,
+            self._heard,
+            self.stop,
+            interval=bench.settings.heartbeat,
+            lost=bench.settings.lost_heartbeat,
+        )
+
+    async def run(self) -> Outcome:
+        """Do all of it. Never raises for what can go wrong with a job: that is in the outcome."""
+        self.bench.progress.job(self.job)
+        beating = asyncio.create_task(self._heartbeat.run())
+        try:
+            await self._attempt(self._work)
+            await self._attempt(self._keep_log)
+            await self._heartbeat.settle(min(SETTLE, self.stop.deadline.remaining / 10))
+        finally:
+            beating.cancel()
+        await self._report()
+        self._slot_stop.detach(self.stop)
+        self.bench.progress.ended(self.outcome)
+        return self.outcome
+
+    async def _work(self) -> None:
+        """The phases that make a job; the first that fails ends it."""
+        self._make_workdir()
+        self._heartbeat.announce(State.STARTING)
+        self._info = self.bench.info.overlaid(self.job.queue_overrides, self.job.storage_overrides)
+        self.bench.experiment.verify(self.job)
+        await self._stage_in()
+        payload = await self.stop.guard(self._start_payload())
+        await self._payload(payload)
+        await self._stage_out()
+
+    async def _attempt(self, phases: Callable[[], Awaitable[None]]) -> None:
+        """Run phases; what they raise is the job's error if it is the first."""
+        try:
+            await phases()
+        except PilotError as error:
+            self._fail(error)
+        except Exception as error:  # the door: a bug of ours must end in a report, not in a lost job
+            logger.exception("internal error in job %d", self.job.job_id)
+            self._fail(internal_error(error))
+
+    def _fail(self, error: PilotError) -> None:
+        logger.error("job %d: %s", self.job.job_id, error)
+        self.outcome.fail(error)
+        self._note("failed", code=int(error.code), diag=error.diag)
+
+    def _enter(self, phase: str) -> None:
+        """Begin a phase: the journal has it first."""
+        self._note(phase)
+        self._watch.enter(phase)
+        self.outcome.timings = self._watch.timings
+        self.bench.progress.phase(self.job, phase)
+        logger.info("job %d: %s", self.job.job_id, phase)
+
+    def _note(self, step: str, *, sync: bool = False, **facts: Any) -> None:
+        if self._journal is not None:
+            self._journal.record(step, sync=sync, **facts)
+
+    def _make_workdir(self) -> None:
+        try:
+            self.workdir.mkdir(mode=0o770)
+            self._journal = Journal(self.workdir / JOURNAL)
+            if self.job.secrets is not None:
+                _write_private(self.workdir / SECRETS, self.job.secrets.reveal())
+        except OSError as error:
+            raise PilotError(Code.MKDIR, f"{self.workdir}: {error.strerror}") from error
+        self._note("acquired", sync=True, job_id=self.job.job_id, attempt=self.job.attempt)
+        self.bench.log.link_into(self.workdir)
+
+    # ---------------------------------------------------------------------------------------------------------- inputs
+
+    async def _stage_in(self) -> None:
+        self._enter("stagein")
+        copied = [file for file in self.job.inputs if file.access is Access.COPY]
+        self._keep(await self.bench.engine(self._info).stage_in(copied, self.workdir, self.stop))
+
+    def _keep(self, result: StagingResult) -> None:
+        """Note the files that arrived; raise for those that did not."""
+        for staged in result.staged:
+            done = FileOutcome(file=staged.file, url=staged.url, size=staged.size, checksums=staged.checksums)
+            self.outcome.files.append(done)
+            self._note("moved", sync=True, **done.as_dict())
+            self.bench.progress.moved(self.job, done)
+        if result.error:
+            raise result.error
+
+    # --------------------------------------------------------------------------------------------------------- payload
+
+    async def _start_payload(self) -> PayloadProcess:
+        self._enter("setup")
+        bench, job = self.bench, self.job
+        text = await prepare_command(job, self.workdir, bench.experiment, bench.fetch, _words(bench.settings.baseurls))
+        environment = payload_environment(
+            bench.environ,
+            job,
+            queue_environ=self._info.queue.environ,
+            prefixes=bench.experiment.environment_prefixes,
+            experiment=bench.experiment.environment(job),
+        )
+        self._enter("payload")
+        payload = PayloadProcess.start(
+            text, workdir=self.workdir, environment=environment, processes=bench.processes
+        )
+        self._note("started", sync=True, pid=payload.pid)
+        self._heartbeat.announce(State.RUNNING)
+        return payload
+
+    async def _payload(self, payload: PayloadProcess) -> None:
+        """Wait for the payload under watch; whatever happens, nothing of it is left and its true end is known."""
+        watching = asyncio.create_task(watch(self._looks(payload), self.stop, self.bench.settings.grace))
+        try:
+            ended = await self.stop.guard(payload.wait())
+            if ended.status > 128:  # perhaps by the signal that is about to reach us too: Slurm tells everybody
+                await self.stop.wait(SIGNAL_PATIENCE)
+            self.stop.check()
+        finally:
+            watching.cancel()
+            await self._end_payload(payload)
+        verdict = diagnose(self.job, ended, self.workdir)
+        self.outcome.exe_code, self.outcome.exe_diag = verdict.exe_code, verdict.exe_diag
+        if verdict.error:
+            raise verdict.error
+
+    def _looks(self, payload: PayloadProcess) -> list[Look]:
+        settings, limits = self.bench.settings, self._limits
+        meter = self.bench.meter()
+        meter.attach(payload.members)
+        looks: list[Look] = [
+            Memory(meter, self._tally, limits.memory_mb * 1000),
+            FreeSpace(self.workdir, settings.free_space_limit_running),
+            WorkdirSize(self.workdir, workdir_limit(self._info.queue, self.job, limits)),
+            Walltime(self._slot_end, f"the slot ends after {settings.lifetime} s"),
+        ]
+        if limits.walltime_s:
+            looks.append(Walltime(Deadline(limits.walltime_s), f"the job may run {limits.walltime_s} s"))
+        return looks
+
+    async def _end_payload(self, payload: PayloadProcess) -> None:
+        share = Deadline(min(self.stop.deadline.remaining * PAYLOAD_SHARE, self.bench.settings.grace))
+        await payload.stop(share, grace=None if self.stop.requested else LEFTOVER_GRACE)
+        try:
+            ended = await asyncio.wait_for(payload.wait(), timeout=1.0)
+        except TimeoutError:
+            logger.error("payload pid %d cannot be killed: %s", payload.pid, payload.members())
+            return
+        self._note("ended", exit_code=ended.exit_code, signum=ended.signum)
+        self.outcome.exit_code, self.outcome.signum = ended.exit_code, ended.signum
+        self.outcome.usage = replace(self._tally.usage(), cpu_time=round(ended.cpu_time))
+
+    # -------------------------------------------------------------------------------------------------- outputs and log
+
+    async def _stage_out(self) -> None:
+        self._enter("stageout")
+        outputs = [file for file in self.bench.experiment.outputs(self.job, self.workdir) if not self._may_miss(file)]
+        self._keep(await self.bench.engine(self._info).stage_out(outputs, self.workdir, self.stop))
+
+    def _may_miss(self, file: File) -> bool:
+        """True for an output that is not there and need not be."""
+        allowed = any(fnmatchcase(file.lfn, pattern) for pattern in self.job.allow_no_output)
+        return allowed and not (self.workdir / file.lfn).exists()
+
+    async def _keep_log(self) -> None:
+        """Pack the job directory and take it out, in the time that is left."""
+        log = self.job.log
+        if log is None or self._journal is None:
+            return
+        self._enter("log")
+        async with self._time_box(LOG_TIMEOUT) as box:
+            await box.guard(in_thread(self._pack, log, box))
+            self._keep(await self.bench.engine(self._info).stage_out([log], self.workdir, box))
+
+    def _pack(self, log: File, box: Stop) -> None:
+        moved = [file.lfn for file in (*self.job.inputs, *self.job.outputs)]
+        make_log_archive(
+            self.workdir,
+            self.workdir / log.lfn,
+            folder=archive_folder(self.job.job_id, self._info.queue.name),
+            exclude=[*moved, log.lfn, SECRETS],
+            redundant=self.bench.experiment.redundant_files,
+            masker=self.bench.masker,
+            pilot_log=self.bench.log.part(self._log_start),
+            check=box.check,
+        )
+
+    @asynccontextmanager
+    async def _time_box(self, seconds: float) -> AsyncIterator[Stop]:
+        """A stop of its own for work that goes on after the job's: it comes when the time for that work is over."""
+        box = Stop()
+
+        async def close() -> None:
+            if await self.stop.wait(seconds):
+                await asyncio.sleep(self.stop.deadline.less(REPORT_RESERVE).remaining)
+            box.request(PilotError(Code.LOGCREATIONTIMEOUT, "the time for the log is over"), grace=1.0)
+
+        closing = asyncio.create_task(close())
+        try:
+            yield box
+        finally:
+            closing.cancel()
+
+    # ---------------------------------------------------------------------------------------------------------- reports
+
+    async def refuse(self, error: PilotError) -> Outcome:
+        """Report a job failed without trying it."""
+        self.outcome.fail(error)
+        await self._report()
+        return self.outcome
+
+    async def _report(self) -> None:
+        """The final report: tried until the server took it, or until there is no time left."""
+        self._enter("report")
+        report = self._final()
+        self._note("report", sync=True, state=report.state.value, code=report.error_code)
+        sending = asyncio.create_task(
+            self.bench.server.update(report, Deadline(self.bench.settings.final_report_timeout))
+        )
+        stopped = asyncio.create_task(self.stop.wait())
+        await asyncio.wait({sending, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        try:
+            await asyncio.wait_for(sending, self.stop.deadline.remaining)
+        except (ServerError, TimeoutError) as error:
+            logger.error("job %d: the final report was not delivered: %s", self.job.job_id, error)
+            self._note("unreported", sync=True)
+        else:
+            self.outcome.reported = True
+            self._note("reported", sync=True)
+        self._watch.enter("")
+
+    def _final(self) -> Report:
+        extract = tail(self.workdir / "payload.stderr") if self.outcome.error else ""
+        metadata = self.bench.experiment.payload_metadata(self.workdir)
+        return self._reporter.report(self.outcome.state, pilot_log=extract, metadata=metadata)
+
+    async def _beat(self, state: State, deadline: Deadline) -> Reply:
+        self.outcome.usage = self._tally.usage()
+        return await self.bench.server.update(self._reporter.report(state), deadline, self.stop)
+
+    def _heard(self, reply: Reply) -> None:
+        """Do what the server answers to a heartbeat."""
+        for secret in reply.secrets.values():
+            self.bench.masker.add(secret)
+        command = reply.command
+        if "tobekilled" in command or command == "badattemptnr":
+            reason = PilotError(Code.PANDAKILL, f"the server answered {command!r}")
+            self.stop.request(reason, self.bench.settings.grace)
+        elif command and command != self._last_command:
+            logger.warning("command of the server that this pilot does not carry out: %r", command)
+        self._last_command = command
+
+
+def _words(comma_list: str) -> list[str]:
+    return [word.strip() for word in comma_list.split(",") if word.strip()]
+
+
+def _write_private(path: Path, text: str) -> None:
+    """A new file that only its owner may read."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)

@@ -1,0 +1,178 @@
+"""One pilot in one slot: ask for a job, run it, ask for the next, until the time, the jobs or the patience are over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
+from pilot.job import Job
+from pilot.jobdef import job_identity, parse_job
+from pilot.jobrun import Bench, JobRun
+from pilot.outcome import Outcome
+from pilot.server.report import JobRequest, RawJob
+from pilot.stop import Deadline, Stop
+
+logger = logging.getLogger(__name__)
+
+#: Wait after the first request that failed, s; after the next ones `getjob_retry_wait`. A reset is over at once.
+_FIRST_RETRY_WAIT = 5.0
+
+#: Longest wait for the answer to a request for a job when a stop came meanwhile, s: the server has counted it as given.
+_ANSWER_PATIENCE = 5.0
+
+#: Seconds before the end of the slot when a running job is stopped, so that it can still be reported (PILOT3 5.4).
+_END_MARGIN = 180.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """Facts of the node and the batch system that go into a request for a job."""
+
+    request: JobRequest
+    ids_file: Path | None = None
+
+
+class Slot:
+    """Runs jobs one after the other.
+
+    Args:
+        bench: what its jobs share.
+        seat: what the slot says of itself when it asks for a job.
+        stop: requested by signals.
+        started: when the pilot was started, on the monotonic clock.
+    """
+
+    def __init__(self, bench: Bench, seat: Seat, stop: Stop, started: float) -> None:
+        self._bench = bench
+        self._seat = seat
+        self._stop = stop
+        self._started = started
+        self._end = Deadline(self._lifetime() - (time.monotonic() - started))
+        self.outcomes: list[Outcome] = []
+
+    async def run(self) -> None:
+        """Run jobs until there is a reason to end; the reason is in the log.
+
+        Raises:
+            PilotError: the slot cannot go on: no disk left, or it was told to stop.
+        """
+        while self._wants_another():
+            asked = time.monotonic()
+            raw = await self._acquire()
+            if raw is None:
+                logger.info("no more jobs")
+                break
+            await self._run(raw, time.monotonic() - asked)
+        self._stop.check()
+
+    def _wants_another(self) -> bool:
+        """Whether the slot has the time for another job; `timefloor` 0 means one job only."""
+        if self._stop.requested:
+            return False
+        if not self.outcomes:
+            return True
+        age = time.monotonic() - self._started
+        floor = self._bench.info.queue.timefloor
+        if self._bench.experiment.uses_time_floor(self._bench.settings.harvester_submitmode) and age >= floor:
+            logger.info("the time floor of %.0f s has passed: no further job", floor)
+            return False
+        if self._end.remaining <= _END_MARGIN:
+            logger.info("%.0f s are left of the lifetime: no further job", self._end.remaining)
+            return False
+        logger.info("ready for new job")
+        return True
+
+    def _lifetime(self) -> float:
+        """Seconds a pilot may live here: the queue's maxtime if it has one, else its own setting."""
+        return self._bench.info.queue.maxtime or self._bench.settings.lifetime
+
+    async def _acquire(self) -> RawJob | None:
+        """Ask until there is a job, at most as often as the settings say; every wait ends at once on a stop."""
+        settings = self._bench.settings
+        tries = max(1, min(settings.getjob_requests, settings.getjob_failures))
+        for attempt in range(tries):
+            self._check_space()
+            try:
+                jobs = await self._ask()
+                wait = random.uniform(settings.no_job_wait_min, settings.no_job_wait_max)
+            except ServerError as error:
+                logger.warning("no answer to the request for a job: %s", error.detail)
+                jobs, wait = [], settings.getjob_retry_wait if attempt else _FIRST_RETRY_WAIT
+            if jobs:
+                return jobs[0]
+            if attempt + 1 == tries or await self._pause(wait):
+                break
+        return None
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait before the next request. True if there will be none."""
+        seconds = min(seconds, self._end.remaining)
+        logger.info("no job; asking again in %.0f s", seconds)
+        self._bench.progress.waiting("no job yet", seconds)
+        return await self._stop.wait(seconds) or self._end.expired
+
+    async def _ask(self) -> list[RawJob]:
+        """One request. A job that arrives while we are told to stop is taken, since the server counts it as ours."""
+        asking = asyncio.ensure_future(self._bench.server.acquire(self._seat.request))
+        stopped = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait({asking, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            await asyncio.wait({asking}, timeout=min(_ANSWER_PATIENCE, self._stop.deadline.remaining / 3))
+        stopped.cancel()
+        if not asking.done():
+            asking.cancel()
+            return []
+        return asking.result()
+
+    def _check_space(self) -> None:
+        import shutil
+
+        limit = self._bench.settings.free_space_limit
+        free = shutil.disk_usage(self._bench.main_dir).free
+        if free < limit:
+            text = f"{free >> 20} MiB free in {self._bench.main_dir}, {limit >> 20} MiB are needed to ask for a job"
+            raise PilotError(Code.NOLOCALSPACE, text)
+
+    async def _run(self, raw: RawJob, getjob_seconds: float) -> None:
+        try:
+            job = self._parse(raw)
+        except JobDefinitionError as error:
+            await self._refuse(raw, error)
+            return
+        self._note_id(job.job_id)
+        run = JobRun(self._bench, job, self._stop, slot_end=self._run_end(), getjob_seconds=getjob_seconds)
+        self.outcomes.append(await run.run())
+
+    def _parse(self, raw: RawJob) -> Job:
+        for key in ("secrets", "pilotSecrets"):
+            self._bench.masker.add(str(raw.get(key) or ""))
+        shown = {key: "********" if key in ("secrets", "pilotSecrets") and raw[key] else raw[key] for key in raw}
+        logger.info("job definition = %s", shown)
+        return parse_job(raw, environ=self._bench.environ, filters=self._bench.experiment)
+
+    async def _refuse(self, raw: RawJob, error: JobDefinitionError) -> None:
+        """A definition that cannot be used is reported failed, if it says at least which job it is."""
+        try:
+            job_id, attempt = job_identity(raw)
+        except JobDefinitionError as nameless:
+            logger.error("a job without a usable PandaID cannot be reported: %s", nameless.detail)
+            return
+        run = JobRun(self._bench, Job(job_id=job_id, attempt=attempt), self._stop)
+        self.outcomes.append(await run.refuse(error))
+
+    def _run_end(self) -> Deadline:
+        return self._end.less(min(_END_MARGIN, self._lifetime() / 10))
+
+    def _note_id(self, job_id: int) -> None:
+        """`pandaIDs.out`, one id a line, which wrappers read."""
+        if self._seat.ids_file is not None:
+            try:
+                with open(self._seat.ids_file, "a") as file:
+                    file.write(f"{job_id}\n")
+            except OSError as error:
+                logger.warning("%s: %s", self._seat.ids_file, error.strerror)
