@@ -12,7 +12,7 @@ from __future__ import annotations
 import binascii
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 #: Shorter texts are not masked: they would hide half of every log (`atlas`, `12345`).
 SHORTEST = 6
@@ -57,7 +57,7 @@ class Masker:
         secrets: what to hide from the start.
     """
 
-    def __init__(self, secrets: Iterable[str | Secret] = ()) -> None:
+    def __init__(self, secrets: Iterable[object] = ()) -> None:
         self._lock = threading.Lock()
         self._forms: set[bytes] = set()
         self._index: _Index | None = None
@@ -67,14 +67,17 @@ class Masker:
     def __repr__(self) -> str:
         return f"Masker({len(self._forms)} forms)"
 
-    def add(self, secret: str | Secret) -> None:
+    def add(self, secret: object) -> None:
         """Hide `secret` from now on, and what can be read from it.
 
         That is: each of its lines, plain, as JSON, as Python and quoted for a URL; its base64 at the three alignments,
         standard and URL-safe; the values if it is JSON; the text inside if it is base64. Certificates in it are public
         and left alone. Texts under `SHORTEST` characters are not hidden.
+
+        Args:
+            secret: a text, a `Secret`, or dicts and lists with such in them; None and numbers are nothing to hide.
         """
-        forms = set(_forms(secret.reveal() if isinstance(secret, Secret) else secret))
+        forms = {form for text in _texts_in(secret) for form in _forms(text)}
         with self._lock:
             if not forms <= self._forms:
                 self._forms |= forms
@@ -335,7 +338,7 @@ def _values_in(text: str) -> Iterator[str]:
         import json
 
         try:
-            yield from _leaves(json.loads(text))
+            yield from _texts_in(json.loads(text))
         except (ValueError, RecursionError):
             return
     else:
@@ -347,12 +350,15 @@ def _values_in(text: str) -> Iterator[str]:
             yield inner
 
 
-def _leaves(value: object) -> Iterator[str]:
-    if isinstance(value, str):
+def _texts_in(value: object) -> Iterator[str]:
+    """The texts among values as JSON has them."""
+    if isinstance(value, Secret):
+        yield value.reveal()
+    elif isinstance(value, str):
         yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(item)
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts_in(item)
 
 
 def _escaped(line: str) -> Iterator[str]:

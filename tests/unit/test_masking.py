@@ -120,6 +120,11 @@ def test_the_values_of_a_json_secret_are_masked() -> None:
     assert masked == "MY_KEY *** *** 123456 | *** | [s3]"
 
 
+def test_secrets_in_parsed_json_are_masked() -> None:
+    masker = Masker([{"logstash_login": "someone", "nested": [{"key": Secret(TOKEN)}]}, None, 12345678])
+    assert masker.mask(f"someone {TOKEN} 12345678") == "*** *** 12345678"
+
+
 def test_an_endlessly_nested_secret_is_still_taken() -> None:
     text = "[" * 100_000
     assert Masker([text]).mask(f"<{text}>") == "<***>"
