@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from pilot.masking import Secret
+
 
 class State(Enum):
     """A job's state, in the server's words."""
@@ -138,7 +140,7 @@ class Reply:
     """
 
     command: str = ""
-    secrets: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
