@@ -4,7 +4,7 @@ import shlex
 import time
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pilot.errors import JobDefinitionError
@@ -36,6 +36,7 @@ def refusal(text: str) -> JobDefinitionError:
     return caught.value
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.text(max_size=200))
 def test_text_without_anything_for_the_pilot_comes_through_byte_for_byte(text):
     assume(not any(word in text for word in ("--overwrite", "ZIP_MAP", "--containerImage")))
@@ -68,6 +69,7 @@ plain = st.none() | st.booleans() | st.integers() | st.text(max_size=8)
 overrides = st.dictionaries(st.text(min_size=1, max_size=8), plain | st.lists(plain, max_size=3), max_size=4)
 
 
+@settings(deadline=None, derandomize=True)
 @given(words, st.integers(0, 8), overrides, st.sampled_from(["--overwriteQueueData", "--overwriteStorageData"]))
 def test_overrides_are_taken_out_and_the_other_words_keep_their_meaning(others, place, values, option):
     assume(not any("--" in word or "ZIP_MAP" in word for word in others))
