@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pilot.job import File, Job
 
@@ -23,6 +23,7 @@ class Experiment:
             launch directory for the batch system (ARC) to upload.
         environment_prefixes: variables that a payload of this experiment needs from the node, beside the usual ones.
         redundant_files: patterns of files in the job directory that are not worth keeping in the log.
+        settings: defaults of this experiment, names of `pilot.settings` to values; files, queues and flags win.
         storages_prefer_cache: True if the storage JSON beside the pilot wins over the one given on the command line.
     """
 
@@ -31,6 +32,7 @@ class Experiment:
     mv_to_final_destination: ClassVar[bool] = False
     environment_prefixes: ClassVar[tuple[str, ...]] = ()
     redundant_files: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[Mapping[str, Any]] = {}
     storages_prefer_cache: ClassVar[bool] = False
 
     def uses_time_floor(self, submit_mode: str) -> bool:

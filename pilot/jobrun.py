@@ -83,8 +83,7 @@ class Bench:
     progress: Progress
     fetch: Fetch
     environ: Mapping[str, str]
-    engine: Callable[[QueueInfo], StagingEngine]
-    launch_dir: Path
+    engine: Callable[[QueueInfo, Job], StagingEngine]
     main_dir: Path
 
 
@@ -202,7 +201,7 @@ class JobRun:
     async def _stage_in(self) -> None:
         self._enter("stagein")
         copied = [file for file in self.job.inputs if file.access is Access.COPY]
-        self._keep(await self.bench.engine(self._info).stage_in(copied, self.workdir, self.stop))
+        self._keep(await self.bench.engine(self._info, self.job).stage_in(copied, self.workdir, self.stop))
 
     def _keep(self, result: StagingResult) -> None:
         """Note the files that arrived; raise for those that did not."""
@@ -282,7 +281,7 @@ class JobRun:
     async def _stage_out(self) -> None:
         self._enter("stageout")
         outputs = [file for file in self.bench.experiment.outputs(self.job, self.workdir) if not self._may_miss(file)]
-        self._keep(await self.bench.engine(self._info).stage_out(outputs, self.workdir, self.stop))
+        self._keep(await self.bench.engine(self._info, self.job).stage_out(outputs, self.workdir, self.stop))
 
     def _may_miss(self, file: File) -> bool:
         """True for an output that is not there and need not be."""
@@ -297,7 +296,7 @@ class JobRun:
         self._enter("log")
         async with self._time_box(LOG_TIMEOUT) as box:
             await box.guard(in_thread(self._pack, log, box))
-            self._keep(await self.bench.engine(self._info).stage_out([log], self.workdir, box))
+            self._keep(await self.bench.engine(self._info, self.job).stage_out([log], self.workdir, box))
 
     def _pack(self, log: File, box: Stop) -> None:
         moved = [file.lfn for file in (*self.job.inputs, *self.job.outputs)]

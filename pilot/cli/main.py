@@ -23,17 +23,26 @@ first steps:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; its exit code is ours."""
     words = list(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(words)
-    if not hasattr(args, "run"):
-        build_parser().print_help()
-        return 2
     try:
-        return int(args.run(args))
+        return _dispatch(words)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `pilot plugins | head`
         sys.stderr.close()
         return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if words[:1] == ["run"]:  # a worker node starts many: nothing else is looked at
+        from pilot.cli import run
+
+        return run.main(words[1:])
+    parser = build_parser()
+    args = parser.parse_args(words)
+    if not hasattr(args, "run"):
+        parser.print_help()
+        return 2
+    return int(args.run(args))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,167 @@
+"""Putting a pilot together: from settings to the collaborators that jobs share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pilot import plugins
+from pilot.batch import BatchFacts
+from pilot.download import fetch_url
+from pilot.errors import Code, PilotError
+from pilot.experiment import Experiment
+from pilot.job import Job
+from pilot.jobreport import Speaker
+from pilot.jobrun import Bench
+from pilot.masking import Masker
+from pilot.node import NodeFacts
+from pilot.outcome import Progress
+from pilot.pilotlog import PilotLog
+from pilot.processes import Processes
+from pilot.queuedata import QueueInfo
+from pilot.server import Server
+from pilot.server.tls import Tls
+from pilot.settings import Settings
+from pilot.staging.call import StagingLimits
+from pilot.staging.engine import StagingEngine
+from pilot.staging.plan import Planner, input_limit
+from pilot.staging.toolbox import ToolBox
+from pilot.stop import in_thread
+from pilot.watch.meter import Meter
+
+#: Seconds that fetching a transformation may take.
+_FETCH_TIMEOUT = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where and as whom a pilot runs."""
+
+    launch_dir: Path
+    main_dir: Path
+    environ: Mapping[str, str]
+    batch: BatchFacts
+    node: NodeFacts
+
+
+def make_main_dir(workdir: str, launch_dir: Path) -> Path:
+    """The pilot's own directory below `workdir`; the launch directory itself if there is none (PILOT3 1.1).
+
+    Raises:
+        PilotError: MKDIR.
+    """
+    if not workdir:
+        return launch_dir
+    path = Path(workdir).absolute() / f"PanDA_Pilot3_{os.getpid()}_{int(time.time())}"
+    try:
+        path.mkdir(mode=0o770, parents=True)
+    except OSError as error:
+        raise PilotError(Code.MKDIR, f"{path}: {error.strerror}") from error
+    return path
+
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment of `--pilot-user`."""
+    found: type[Experiment] = plugins.load("pilot.experiments", name, Experiment)
+    return found()
+
+
+def make_fetch(tls: Tls, allow_http: bool) -> Callable[[str], bytes]:
+    """What brings a document, with our trust and our client certificate. Blocks."""
+
+    def fetch(url: str) -> bytes:
+        context = tls.context() if url.startswith("https:") else None
+        return fetch_url(url, context=context, allow_http=allow_http, timeout=_FETCH_TIMEOUT)
+
+    return fetch
+
+
+def make_bench(
+    settings: Settings,
+    server: Server,
+    info: QueueInfo,
+    place: Place,
+    *,
+    experiment: Experiment,
+    processes: Processes,
+    masker: Masker,
+    log: PilotLog,
+    progress: Progress,
+    fetch: Callable[[str], bytes],
+) -> Bench:
+    """Everything that the jobs of a slot share."""
+
+    async def fetch_in_thread(url: str) -> bytes:
+        return await in_thread(fetch, url)
+
+    meter: type[Meter] = plugins.load("pilot.meters", "procfs", Meter)
+    return Bench(
+        settings=settings,
+        server=server,
+        info=info,
+        speaker=make_speaker(settings, info, place),
+        experiment=experiment,
+        processes=processes,
+        meter=meter,
+        masker=masker,
+        log=log,
+        progress=progress,
+        fetch=fetch_in_thread,
+        environ=place.environ,
+        engine=lambda of, job: make_engine(settings, of, job, place, experiment, processes),
+        main_dir=place.main_dir,
+    )
+
+
+def make_speaker(settings: Settings, info: QueueInfo, place: Place) -> Speaker:
+    """Who reports."""
+    batch, node = place.batch, place.node
+    return Speaker(
+        node=node.name,
+        queue=info.queue.resource,
+        scheduler_id=batch.scheduler_id,
+        gtag=batch.gtag,
+        batch_type=batch.system,
+        batch_id=batch.job_id,
+        version_tag=settings.version_tag,
+        cpu_unit=node.cpu_consumption_unit,
+        cpu_level=node.architecture_level,
+        source_site=batch.schedd,
+        destination_site=batch.glidein_site,
+    )
+
+
+def make_engine(
+    settings: Settings, info: QueueInfo, job: Job, place: Place, experiment: Experiment, processes: Processes
+) -> StagingEngine:
+    """What moves the files of a job."""
+    tools = ToolBox(
+        options=info.queue.options,
+        launch_dir=place.launch_dir,
+        settings={"mv_stagein": settings.mv_stagein, "mv_stageout": settings.mv_stageout},
+    )
+    plan = Planner(
+        info=info,
+        tools=tools,
+        experiment=experiment,
+        launch_dir=place.launch_dir,
+        input_dir=Path(settings.input_dir) if settings.input_dir else None,
+        output_dir=Path(settings.output_dir) if settings.output_dir else None,
+        analysis=job.is_analysis,
+    )
+    limits = StagingLimits(
+        attempts_out=max(settings.stageout_attempts, 2),
+        input_size=input_limit(info.queue),
+        checksum_types=(settings.checksum_type,),
+    )
+    return StagingEngine(plan=plan, tools=tools, launcher=processes, limits=limits, environment=place.environ)
+
+
+def remove_main_dir(place: Place, cleanup: bool) -> None:
+    """Remove what `make_main_dir` made; never the launch directory."""
+    if cleanup and place.main_dir != place.launch_dir:
+        shutil.rmtree(place.main_dir, ignore_errors=True)

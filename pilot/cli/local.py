@@ -1,0 +1,96 @@
+"""`pilot local`: one job from a file, with no server."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+_DESCRIPTION = """\
+Run one job from a file on this machine, with no server: bring its inputs, run and watch its payload, take its outputs
+out. The file is short YAML (see --example) or a server's job definition in JSON."""
+
+_EPILOG = """\
+  pilot local --example > job.yaml && pilot local job.yaml
+
+The exit code is 0 if the job finished, else that of the error (docs/error-codes.md)."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register the subcommand."""
+    parser = commands.add_parser(
+        "local",
+        help="run one job from a file, with no server",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("job", nargs="?", type=Path, metavar="JOB", help="the job file")
+    parser.add_argument("--example", action="store_true", help="print a commented job file that runs as it is")
+    parser.add_argument("--workdir", type=Path, metavar="DIR", help="make the job directory in here (default: $TMPDIR)")
+    parser.add_argument("--keep", action="store_true", help="do not remove the job directory at the end")
+    parser.add_argument("--queuedata", metavar="FILE", help="queue JSON: copy tools, limits, as on a grid node")
+    parser.add_argument("--storagedata", metavar="FILE", help="storage JSON, for files given by endpoint")
+    parser.add_argument("--grace", type=_seconds, default=25.0, metavar="SECONDS", help="from a stop to the end (25)")
+    parser.add_argument("--result", type=Path, metavar="FILE", help="write what became of the job as JSON")
+    parser.add_argument("--quiet", "-q", action="store_true", help="say nothing unless the job fails")
+    parser.add_argument("--debug", "-d", action="store_true", help="show the pilot's log, with details")
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the job; the exit code is that of its outcome."""
+    if args.example:
+        from pilot.jobfile import EXAMPLE
+
+        print(EXAMPLE, end="")
+        return 0
+    if args.job is None:
+        args.parser.error("which job? Give a job file, or --example to see one")
+    return _run_job(args)
+
+
+def _run_job(args: argparse.Namespace) -> int:
+    import os
+
+    from pilot.cli.terminal import Terminal, size
+    from pilot.localrun import LocalRun
+
+    terminal = Terminal(sys.stderr, quiet=args.quiet)
+    local = LocalRun(
+        job_file=args.job,
+        workdir=args.workdir,
+        keep=args.keep,
+        queuedata=args.queuedata or "",
+        storagedata=args.storagedata or "",
+        grace=args.grace,
+        debug=args.debug,
+        environ=os.environ,
+        progress=terminal,
+    )
+    outcome = local.run(terminal.tick)
+    if args.result:
+        _write_result(args.result, outcome.as_dict())
+    if not args.quiet:
+        for done in outcome.stored():
+            print(f"  {done.file.kind.value:<6} {done.url} ({size(done.size)})", file=sys.stderr)
+        if args.keep:
+            print(f"  kept   {local.main_dir}", file=sys.stderr)
+    return outcome.error.code.exit_code if outcome.error else 0
+
+
+def _write_result(path: Path, result: dict[str, object]) -> None:
+    """Whole or not at all: somebody may be waiting for this file."""
+    import json
+    import os
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    partial.rename(path)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 86400:
+        raise argparse.ArgumentTypeError(f"expected 1 to 86400 seconds, got {text}")
+    return value

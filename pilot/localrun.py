@@ -1,0 +1,123 @@
+"""One job from a file on this machine, with no server: what `pilot local` does."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pilot.assembly import Place, find_experiment, make_bench, make_fetch, make_main_dir
+from pilot.batch import BatchFacts
+from pilot.errors import PilotError
+from pilot.job import Job
+from pilot.jobfile import LOCAL_JOB_ID, LocalJob, load_job_file
+from pilot.jobrun import JobRun
+from pilot.masking import Masker
+from pilot.node import read_node
+from pilot.outcome import Outcome, Progress
+from pilot.pilotlog import PilotLog
+from pilot.processes import Processes
+from pilot.queuedata import Queue, QueuedataLoader, QueueInfo, Sources
+from pilot.server.offline import NoServer
+from pilot.server.tls import find_tls
+from pilot.settings import Settings
+from pilot.signals import listen
+from pilot.stop import Stop
+
+
+@dataclass(kw_only=True)
+class LocalRun:
+    """A run of one job file.
+
+    Attributes:
+        workdir: where the job directory is made; a new one in $TMPDIR if None.
+        keep: leave the job directory.
+        queuedata, storagedata: JSON of a queue and of storages, empty for none.
+        grace: from a stop to the end, s.
+        debug: log to stderr.
+        main_dir: the directory of the run; its job directory is inside.
+    """
+
+    job_file: Path
+    environ: Mapping[str, str]
+    progress: Progress
+    workdir: Path | None = None
+    keep: bool = False
+    queuedata: str = ""
+    storagedata: str = ""
+    grace: float = 25.0
+    debug: bool = False
+    main_dir: Path = field(init=False, default=Path())
+
+    def run(self, tick: Callable[[], Awaitable[None]]) -> Outcome:
+        """Run the job. A file that cannot be used ends in a failed outcome too."""
+        try:
+            local = load_job_file(self.job_file)
+            top = str(self.workdir) if self.workdir else tempfile.mkdtemp(prefix="pilot-local-")
+            self.main_dir = make_main_dir(top, Path.cwd())
+            return self._run(local, tick)
+        except PilotError as error:
+            outcome = Outcome(Job(job_id=LOCAL_JOB_ID))
+            outcome.fail(error)
+            self.progress.ended(outcome)
+            return outcome
+        finally:
+            self._clean_up()
+
+    def _run(self, local: LocalJob, tick: Callable[[], Awaitable[None]]) -> Outcome:
+        place = Place(
+            launch_dir=Path.cwd(),
+            main_dir=self.main_dir,
+            environ=self.environ,
+            batch=BatchFacts.read(self.environ),
+            node=read_node(environ=self.environ),
+        )
+        masker = Masker()
+        with PilotLog.open(self.main_dir, masker, debug=self.debug, quiet=not self.debug, console=2) as log:
+            return asyncio.run(self._job(local, place, masker, log, tick))
+
+    async def _job(
+        self, local: LocalJob, place: Place, masker: Masker, log: PilotLog, tick: Callable[[], Awaitable[None]]
+    ) -> Outcome:
+        stop = Stop()
+        processes = Processes()
+        listen(stop, self.grace, processes)
+        fetch = make_fetch(find_tls(self.environ), allow_http=False)
+        info = await self._info(fetch, stop)
+        # Copies, not links and moves: inputs belong to the user, and a kept job directory shall be whole.
+        settings = Settings(
+            queue=info.queue.name, grace=self.grace, mv_stagein="copy", mv_stageout="copy", free_space_limit_running=0
+        )
+        bench = make_bench(
+            settings,
+            NoServer(),
+            info,
+            place,
+            experiment=find_experiment("generic"),
+            processes=processes,
+            masker=masker,
+            log=log,
+            progress=self.progress,
+            fetch=fetch,
+        )
+        beside = asyncio.ensure_future(tick())
+        try:
+            return await JobRun(bench, local.job, stop, limits=local.limits).run()
+        finally:
+            beside.cancel()
+
+    async def _info(self, fetch: Callable[[str], bytes], stop: Stop) -> QueueInfo:
+        if not self.queuedata:
+            return QueueInfo(queue=Queue(name="local", resource="local", copytools={"mv": {}}))
+        sources = Sources(queuedata_url=self.queuedata, storagedata_url=self.storagedata)
+        return await QueuedataLoader("", self.main_dir, fetch, sources).load(stop)
+
+    def _clean_up(self) -> None:
+        if self.keep or self.main_dir == Path():
+            return
+        shutil.rmtree(self.main_dir, ignore_errors=True)
+        if self.workdir is None:
+            shutil.rmtree(self.main_dir.parent, ignore_errors=True)

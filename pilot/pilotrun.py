@@ -1,0 +1,232 @@
+"""A pilot on a worker node, from its settings to its exit code: what `pilot run` does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from pilot.assembly import (
+    Place,
+    find_experiment,
+    make_bench,
+    make_fetch,
+    make_main_dir,
+    remove_main_dir,
+)
+from pilot.batch import BatchFacts
+from pilot.errors import PilotError
+from pilot.masking import Masker
+from pilot.node import free_disk, read_node
+from pilot.outcome import Outcome, Progress
+from pilot.pilotlog import PilotLog
+from pilot.processes import Processes
+from pilot.queuedata import QueuedataLoader, QueueInfo, Sources, check_active
+from pilot.server import Server
+from pilot.server.client import PandaServer
+from pilot.server.offline import NoServer
+from pilot.server.report import JobRequest
+from pilot.server.tls import find_tls
+from pilot.settings import Settings
+from pilot.signals import listen
+from pilot.slot import Seat, Slot
+from pilot.stop import Stop
+from pilot.version import __version__
+
+logger = logging.getLogger(__name__)
+
+Tick = Callable[[], Awaitable[None]]
+
+
+class PilotRun:
+    """One pilot process.
+
+    Args:
+        settings: what it was told.
+        environ: its environment.
+        progress: who watches.
+        console: False to log to the file only.
+        argv: the command line, for the log.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        *,
+        progress: Progress | None = None,
+        console: bool = True,
+        argv: Sequence[str] = (),
+    ) -> None:
+        self._started = time.monotonic()
+        self._environ = environ
+        self._progress = progress or Progress()
+        self._console = console
+        self._argv = argv
+        self._experiment = find_experiment(settings.pilot_user)
+        self._settings = settings.with_experiment(self._experiment.settings, self._experiment.name)
+        self._masker = Masker()
+        self.outcomes: list[Outcome] = []
+
+    def run(self, tick: Tick | None = None) -> int:
+        """Run jobs until the slot is over; 0, or the exit code of what ended it.
+
+        Args:
+            tick: runs beside, such as a live display.
+        """
+        launch_dir = Path.cwd()
+        place = Place(
+            launch_dir=launch_dir,
+            main_dir=make_main_dir(self._settings.workdir, launch_dir),
+            environ=self._environ,
+            batch=BatchFacts.read(self._environ),
+            node=read_node(environ=self._environ),
+        )
+        settings = self._settings
+        try:
+            with PilotLog.open(
+                place.main_dir,
+                self._masker,
+                debug=settings.debug,
+                quiet=not self._console,
+                file=not settings.nopilotlog,
+                redirect_stdout=settings.redirectstdout,
+            ) as log:
+                return asyncio.run(self._guarded(place, log, tick))
+        finally:
+            remove_main_dir(place, settings.cleanup)
+
+    async def _guarded(self, place: Place, log: PilotLog, tick: Tick | None) -> int:
+        beside = [asyncio.ensure_future(tick())] if tick else []
+        try:
+            await self._run(place, log)
+        except PilotError as error:
+            logger.error("%s", error)
+            exit_code = error.code.exit_code
+        else:
+            exit_code = 0
+        finally:
+            for task in beside:
+                task.cancel()
+        logger.info("pilot ends after %.1f s with exit code %d", time.monotonic() - self._started, exit_code)
+        return exit_code
+
+    async def _run(self, place: Place, log: PilotLog) -> None:
+        stop = Stop()
+        processes = Processes()
+        listen(stop, self._settings.grace, processes)
+        self._say_hello(place)
+        server = self._server(place)
+        greeting = asyncio.ensure_future(self._worker_status(server, place, "started"))
+        try:
+            info = await stop.guard(self._queuedata(place, stop))
+            check_active(info.queue)
+            settings = self._settings = self._settings.with_queue(info.queue.params)
+            bench = make_bench(
+                settings,
+                server,
+                info,
+                place,
+                experiment=self._experiment,
+                processes=processes,
+                masker=self._masker,
+                log=log,
+                progress=self._progress,
+                fetch=self._fetch,
+            )
+            log.end_header()
+            slot = Slot(bench, self._seat(info, place), stop, self._started)
+            self.outcomes = slot.outcomes
+            await slot.run()
+        finally:
+            await greeting
+            await self._worker_status(server, place, "finished")
+
+    def _say_hello(self, place: Place) -> None:
+        logger.info("pilot %s, Python %s on %s", __version__, platform.python_version(), platform.platform())
+        logger.info("command line: %s", shlex.join([sys.argv[0], *self._argv]))
+        logger.info("node %s, main directory %s", place.node, place.main_dir)
+        for warning in self._settings.warnings():
+            logger.warning("%s", warning)
+
+    def _server(self, place: Place) -> Server:
+        settings = self._settings
+        if not settings.update_server:
+            return NoServer(place.main_dir / "heartbeat.json")
+        return PandaServer.at(
+            settings.server,
+            None,
+            environ=place.environ,
+            api=settings.server_api,
+            cacert=settings.cacert,
+            capath=settings.capath,
+            allow_http=settings.allow_http,
+            directories=[place.launch_dir, place.main_dir],
+            timeout=settings.http_timeout,
+        )
+
+    async def _worker_status(self, server: Server, place: Place, status: str) -> None:
+        batch = place.batch
+        if batch.from_harvester and self._settings.workerpilotstatusupdate:
+            await server.worker_status(
+                status, str(batch.worker_id), batch.harvester_id, place.node.name, self._settings.queue
+            )
+
+    async def _queuedata(self, place: Place, stop: Stop) -> QueueInfo:
+        settings = self._settings
+        sources = Sources(
+            queuedata_url=settings.queuedata_url,
+            queuedata_cvmfs=settings.queuedata_cvmfs,
+            schedconf_file=settings.schedconf_file,
+            queues_cvmfs=settings.queues_cvmfs,
+            queues_url=settings.queues_url,
+            storagedata_url=settings.storagedata_url,
+            storages_cvmfs=settings.storages_cvmfs,
+            storages_url=settings.storages_url,
+            cvmfs_base=settings.cvmfs_base,
+            storages_prefer_cache=self._experiment.storages_prefer_cache,
+        )
+        cache = Path(settings.cache_dir) if settings.cache_dir else place.launch_dir
+        return await QueuedataLoader(settings.queue, cache, self._fetch, sources).load(stop)
+
+    def _fetch(self, url: str) -> bytes:
+        tls = find_tls(self._environ, capath=self._settings.capath)
+        return make_fetch(tls, self._settings.allow_http)(url)
+
+    def _seat(self, info: QueueInfo, place: Place) -> Seat:
+        settings, node, batch = self._settings, place.node, place.batch
+        free = free_disk(place.main_dir)
+        request = JobRequest(
+            queue=info.queue.resource,
+            computing_element=settings.queue,
+            label=job_label(settings, info),
+            node=node.name,
+            memory=node.memory,
+            disk=min(free, info.queue.maxwdir) if info.queue.maxwdir else free,
+            cpu_speed=node.cpu_mhz or None,
+            working_group=settings.working_group,
+            country_group=settings.country_group,
+            allow_other_country=settings.allow_other_country,
+            job_type=settings.jobtype,
+            resource_type=settings.resource_type,
+            harvester_id=batch.harvester_id,
+            worker_id="" if batch.worker_id is None else str(batch.worker_id),
+        )
+        ids = place.launch_dir / "pilot3"
+        return Seat(request=request, ids_file=ids / "pandaIDs.out" if ids.is_dir() else None)
+
+
+def job_label(settings: Settings, info: QueueInfo) -> str:
+    """The `prodSourceLabel` to ask for (PILOT3 2.2): test pilots and test queues take test jobs."""
+    label, tag = settings.job_label, settings.version_tag
+    special = {("RC", "rc_test2"): "rc_test2", ("RC", "ptest"): "ptest", ("RCM", "ptest"): "rcm_test2"}
+    if (tag, label) in special:
+        return special[tag, label]
+    if tag == "ALRB":
+        return "rc_alrb"
+    return "test" if info.queue.status == "test" and label != "ptest" else label
