@@ -22,13 +22,15 @@ class Transfer:
     """One file on its way.
 
     Attributes:
-        file: which file of the job this is; size and checksums in it are what the source must have.
+        file: which file of the job this is, with the endpoint that was chosen for it.
         url: where it is (get) or goes (put), in one of the tool's schemes.
         path: the local file to make (get) or to read (put).
         size: bytes expected, None if unknown.
-        checksums: type to lower-case hex digits that the bytes must have; may be empty.
+        checksums: type to lower-case hex digits that the bytes must have; may be empty for an input. For an output the
+            engine has just computed them from `path`.
         checksum_type: the type to compute or ask the storage for when the tool has a choice.
-        timeout: seconds the whole transfer may take.
+        timeout: seconds the whole transfer may take; for tools whose program or library wants to know.
+        onward: for an output that is only handed over at `url`: where the batch system will take it; else empty.
     """
 
     file: File
@@ -38,6 +40,7 @@ class Transfer:
     checksums: Mapping[str, str] = field(default_factory=dict)
     checksum_type: str = "adler32"
     timeout: float = 10800.0
+    onward: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,9 @@ class Stored:
     Attributes:
         url: the final URL, which may differ from the one asked for.
         size: bytes, None if the tool does not know.
-        checksums: those known without reading the file again, type to lower-case hex digits.
+        checksums: of the bytes that arrived, as far as they are known without reading them again: seen while they
+            passed, or told by the storage that took them. Type to lower-case hex digits. Never a copy of what was
+            expected: the engine compares the two.
     """
 
     url: str
@@ -62,7 +67,7 @@ class Handle(Protocol):
         """Raise if the transfer must end now: stop, time-out, too slow. Call it between blocks."""
 
     def advance(self, count: int) -> None:
-        """`count` more bytes have passed. Implies `check`."""
+        """`count` more bytes have passed. Implies `check`. One thread at a time calls it."""
 
     def run(
         self, argv: Sequence[str], env: Mapping[str, str] | None = None, watch: Path | None = None
@@ -73,6 +78,12 @@ class Handle(Protocol):
             argv: program and arguments; no shell is involved.
             env: variables to add to the environment.
             watch: a local file whose growth counts as progress.
+
+        Returns:
+            Exit status and the last MiB of each output. A program that failed is the tool's to judge.
+
+        Raises:
+            OSError: it cannot be started.
         """
 
 
@@ -111,9 +122,16 @@ class CopyTool(ABC):
         """Why the tool cannot work on this node, in a few words with a hint; None if it can."""
         return None
 
+    def fills_disk(self) -> bool:
+        """Whether `get` takes space on the local disk; False for a tool that only links."""
+        return True
+
     @abstractmethod
     def get(self, transfer: Transfer, handle: Handle) -> Stored:
-        """Bring `transfer.url` to `transfer.path`. The final name appears only when the file is complete."""
+        """Bring `transfer.url` to `transfer.path`. The final name appears only when the file is complete.
+
+        A file that is there under that name is ours, from an earlier try, and may be replaced.
+        """
 
     @abstractmethod
     def put(self, transfer: Transfer, handle: Handle) -> Stored:

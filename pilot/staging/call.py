@@ -1,0 +1,249 @@
+"""One call of the staging engine: its transfers, how many at once, how often, and how they end when they must."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+from pilot.errors import PilotError, Trait, TransferError
+from pilot.job import File
+from pilot.staging.faults import Direction
+from pilot.staging.handle import Launcher, TransferHandle
+from pilot.staging.mover import transfer_timeout
+from pilot.staging.plan import Candidate
+from pilot.staging.result import (
+    Attempt,
+    FailedFile,
+    Progress,
+    StagedFile,
+    StagingObserver,
+    StagingResult,
+    gave_up,
+    shown,
+)
+from pilot.stop import Stop, in_thread
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Seconds that a transfer has to clean up once it must end, half of them until its program is killed. A thread that
+#: hangs in the kernel for longer is left alone.
+LINGER = 2.0
+
+#: Seconds that no pause between two tries exceeds.
+LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagingLimits:
+    """How much the engine may do.
+
+    Attributes:
+        parallel: transfers at once.
+        attempts_in, attempts_out: tries with one tool at one URL, as long as the errors say that another may help.
+        pause: seconds before the second try, doubled before each further one, each within 50 % at random.
+        input_size: bytes that all inputs together may take on the disk; None for no check, of free space neither.
+        checksum_types: that outputs get.
+    """
+
+    parallel: int = 4
+    attempts_in: int = 3
+    attempts_out: int = 3
+    pause: float = 2.0
+    input_size: int | None = None
+    checksum_types: tuple[str, ...] = ("adler32",)
+
+
+class Call:
+    """The files of one call, with a stop of their own below the job's.
+
+    Args:
+        direction: in or out.
+        files: to move.
+        stop: the job's.
+        slots: bounds the transfers at once, of all calls of an engine.
+        limits, launcher, observer, environment: as for the engine.
+    """
+
+    def __init__(
+        self,
+        direction: Direction,
+        files: Sequence[File],
+        stop: Stop,
+        *,
+        slots: asyncio.Semaphore,
+        limits: StagingLimits,
+        launcher: Launcher,
+        observer: StagingObserver,
+        environment: Mapping[str, str],
+    ) -> None:
+        self._direction = direction
+        self._files = files
+        self._parent = stop
+        self._stop = Stop(stop)
+        self._slots = slots
+        self._tries = max(1, limits.attempts_in if direction is Direction.IN else limits.attempts_out)
+        self._pause = limits.pause
+        self._launcher = launcher
+        self._observer = observer
+        self._environment = environment
+        self._failed: list[FailedFile] = []
+        known = sum(file.size or 0 for file in files) if direction is Direction.IN else 0
+        self.progress = Progress(direction, len(files), known)
+
+    async def run(
+        self,
+        one: Callable[[File], Awaitable[StagedFile | FailedFile]],
+        prepare: Callable[[], Awaitable[None]] | None = None,
+    ) -> StagingResult:
+        """Await `prepare`, then `one` for each file; what they raise is what went wrong with the file."""
+        self._observer.started(self.progress)
+        try:
+            if prepare is not None:
+                await prepare()
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._settled(file, one)) for file in self._files]
+            staged = [task.result() for task in tasks]
+        except PilotError as error:  # in `prepare`
+            staged = []
+            for file in self._files:
+                self._lost(FailedFile(file=file, error=error))
+        finally:
+            self._parent.detach(self._stop)
+        result = StagingResult(staged=tuple(done for done in staged if done), failed=tuple(self._failed))
+        self._observer.ended(result)
+        return result
+
+    async def first_that_works(
+        self,
+        file: File,
+        size: int | None,
+        candidates: Sequence[Candidate],
+        once: Callable[..., StagedFile],
+    ) -> StagedFile | FailedFile:
+        """Try `once(candidate=, handle=)` with each candidate.
+
+        Raises:
+            PilotError: the stop's reason.
+        """
+        attempts: list[Attempt] = []
+        for candidate in candidates:
+            done = await self._persist(candidate, size, partial(once, candidate=candidate), attempts)
+            if isinstance(done, StagedFile):
+                logger.info("%s of %s: %s", self._direction.value, file.lfn, _told(done))
+                return done
+            if done is Trait.FATAL:
+                break
+        return gave_up(file, attempts)
+
+    async def aside(self, work: Callable[..., T], *args: object) -> T:
+        """Run blocking `work(*args)` in a thread that is left alone at a stop."""
+        return await self._stop.guard(_awaited(in_thread(work, *args)))
+
+    async def in_slot(self, size: int | None, work: Callable[..., T]) -> T:
+        """Run blocking `work(handle=)` in a thread when there is a place, for as long as so many bytes may take."""
+        async with self._slots:
+            self._stop.check()
+            timeout = transfer_timeout(size)
+            late = TransferError(self._direction.timed_out, f"not done within {timeout:.0f} s", Trait.NEXT)
+            handle = TransferHandle(self._stop, self._launcher, timeout, late, self._environment)
+            self.progress.running.add(handle)
+            try:
+                return await _supervised(partial(work, handle=handle), handle, self._stop)
+            finally:
+                self.progress.running.discard(handle)
+
+    async def _settled(
+        self, file: File, one: Callable[[File], Awaitable[StagedFile | FailedFile]]
+    ) -> StagedFile | None:
+        try:
+            done = await one(file)
+        except PilotError as error:
+            done = FailedFile(file=file, error=error)
+        if isinstance(done, FailedFile):
+            self._lost(done)
+            return None
+        self.progress.done += 1
+        self.progress.finished += done.size
+        self._observer.arrived(done)
+        return done
+
+    def _lost(self, failure: FailedFile) -> None:
+        """Note a failure. An input that is missing makes all others useless."""
+        if not self._stop.requested:
+            logger.error("%s of %s: %s", self._direction.value, failure.file.lfn, failure.error)
+        self._failed.append(failure)
+        self._observer.failed(failure)
+        if self._direction is Direction.IN:
+            self._stop.request(failure.error)
+
+    async def _persist(
+        self, candidate: Candidate, size: int | None, once: Callable[..., StagedFile], attempts: list[Attempt]
+    ) -> StagedFile | Trait:
+        """Try one candidate until it works, its errors say that it never will, or it had its tries."""
+        for number in range(1, self._tries + 1):
+            started = time.monotonic()
+            try:
+                done = await self.in_slot(size, once)
+            except PilotError as error:
+                self._stop.check()
+                seconds = time.monotonic() - started
+                attempts.append(Attempt(tool=candidate.tool, url=candidate.url, error=error, seconds=seconds))
+                logger.warning("%s, try %d: %s", self._direction.value, number, attempts[-1])
+                trait = getattr(error, "trait", Trait.FATAL)
+            else:
+                return replace(done, seconds=time.monotonic() - started, attempts=tuple(attempts))
+            if trait is not Trait.RETRY:
+                return Trait(trait)
+            if number < self._tries:
+                await self._stop.wait(min(self._pause * 2 ** (number - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.5))
+                self._stop.check()
+        return Trait.NEXT
+
+
+async def _awaited(result: Awaitable[T]) -> T:
+    return await result
+
+
+async def _supervised(work: Callable[[], T], handle: TransferHandle, stop: Stop) -> T:
+    """The result of blocking `work` in a thread that is ended at a stop, at its time-out, and when we are cancelled."""
+    task = asyncio.ensure_future(in_thread(work))
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({task, stopping}, timeout=handle.deadline.remaining, return_when=asyncio.FIRST_COMPLETED)
+        await _end(task, handle)
+    except asyncio.CancelledError:
+        await _end(task, handle)
+        raise
+    finally:
+        stopping.cancel()
+    if not task.done():
+        task.add_done_callback(_ignore)
+        raise handle.reason
+    return task.result()
+
+
+async def _end(task: asyncio.Future[T], handle: TransferHandle) -> None:
+    """Give a thread that still runs the time to clean up."""
+    for act in (handle.terminate, handle.kill):
+        if not task.done():
+            act()
+            await asyncio.wait({task}, timeout=LINGER / 2)
+
+
+def _ignore(task: asyncio.Future[T]) -> None:
+    """Nobody waits any more for a thread that was left alone; asyncio need not warn of its error."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _told(done: StagedFile) -> str:
+    speed = done.size / max(1e-6, done.seconds) / 1e6
+    return f"{done.size} bytes by {done.tool}, {shown(done.url)}, in {done.seconds:.2f} s ({speed:.0f} MB/s)"

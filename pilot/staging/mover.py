@@ -1,0 +1,207 @@
+"""One transfer by one tool, verified on both ends: blocking code, run by the engine in a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pilot.errors import Code, PilotError, Trait, TransferError
+from pilot.job import File, Kind
+from pilot.staging.checksum import computable, differing, file_checksums, normal
+from pilot.staging.copytool import CopyTool, Handle, Stored, Transfer
+from pilot.staging.faults import Direction, of_os_error
+from pilot.staging.plan import Candidate
+from pilot.staging.result import StagedFile, shown
+from pilot.staging.toolbox import ToolBox
+
+logger = logging.getLogger(__name__)
+
+#: Seconds: 400 and one more for each MB, at most 3 hours (PILOT3 4.4); the latter too for a file of unknown size.
+TIMEOUT_BASE, TIMEOUT_RATE, TIMEOUT_MAX = 400.0, 1e6, 10800.0
+
+
+def transfer_timeout(size: int | None) -> float:
+    """Seconds that a transfer of so many bytes may take."""
+    return TIMEOUT_MAX if size is None else min(TIMEOUT_BASE + size / TIMEOUT_RATE, TIMEOUT_MAX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalFile:
+    """An output as it lies in the job's directory before it is taken out."""
+
+    file: File
+    path: Path
+    size: int
+    checksums: Mapping[str, str]
+    identity: tuple[int, ...]
+
+
+class Mover:
+    """Moves single files with the tools of a box.
+
+    Args:
+        tools: to choose from.
+        checksum_types: that every output gets; the first is also asked for when an input has none in the catalogue.
+    """
+
+    def __init__(self, tools: ToolBox, checksum_types: Sequence[str]) -> None:
+        self._tools = tools
+        self._types = tuple(checksum_types)
+
+    def bring(self, candidate: Candidate, file: File, path: Path, handle: Handle) -> StagedFile:
+        """Get an input to `path` and verify it; what is not as it should be is removed.
+
+        Raises:
+            PilotError: with a trait if it is a `TransferError`; the stop's reason if it was stopped.
+        """
+        with _door(Direction.IN, candidate.tool):
+            tool = self._tools.get(candidate.tool)
+            transfer = self._transfer(candidate, file, path, file.size, file.checksums)
+            stored = tool.get(transfer, handle)
+            try:
+                size, checksums = _verified(transfer, stored, handle)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+        return StagedFile(
+            file=transfer.file,
+            path=path,
+            url=candidate.surl or stored.url,
+            size=size,
+            checksums=checksums,
+            tool=candidate.tool,
+            seconds=0.0,
+            local=tool.fills_disk(),
+        )
+
+    def inspect(self, file: File, workdir: Path, handle: Handle) -> LocalFile:
+        """What an output is: it must be there (1165), be a file, and not be empty unless it is the log (1191)."""
+        path = workdir / file.lfn
+        with _door(Direction.OUT, "pilot"):
+            try:
+                info = path.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                raise TransferError(Code.MISSINGOUTPUTFILE, f"there is no {path}", Trait.FATAL) from None
+            if not stat.S_ISREG(info.st_mode):
+                raise TransferError(Code.MISSINGOUTPUTFILE, f"{path} is not a regular file", Trait.FATAL)
+            if info.st_size == 0 and file.kind is not Kind.LOG:
+                raise TransferError(Code.ZEROFILESIZE, str(path), Trait.FATAL)
+            types = (*self._types, *(kind for kind in file.checksums if computable(kind)))
+            checksums = file_checksums(path, types, handle.check)
+        return LocalFile(file=file, path=path, size=info.st_size, checksums=checksums, identity=_identity(info))
+
+    def take(self, candidate: Candidate, local: LocalFile, handle: Handle) -> StagedFile:
+        """Put an output to its destination and verify it there; a bad copy is removed.
+
+        Raises:
+            PilotError: as for `bring`.
+        """
+        with _door(Direction.OUT, candidate.tool):
+            tool = self._tools.get(candidate.tool)
+            transfer = self._transfer(candidate, local.file, local.path, local.size, local.checksums)
+            stored = tool.put(transfer, handle)
+            try:
+                _verify_far(tool, transfer, stored, handle)
+                _verify_unchanged(local)
+            except TransferError:
+                if local.path.exists():  # else it was moved, and what is out there is the only copy
+                    _discard(tool, transfer, stored, handle)
+                raise
+        return StagedFile(
+            file=transfer.file,
+            path=local.path,
+            url=candidate.surl or stored.url,
+            size=local.size,
+            checksums=local.checksums,
+            tool=candidate.tool,
+            seconds=0.0,
+        )
+
+    def _transfer(
+        self, candidate: Candidate, file: File, path: Path, size: int | None, checksums: Mapping[str, str]
+    ) -> Transfer:
+        return Transfer(
+            file=replace(file, endpoint=candidate.endpoint or file.endpoint),
+            url=candidate.url,
+            path=path,
+            size=size,
+            checksums={kind: normal(kind, value) for kind, value in checksums.items()},
+            checksum_type=next(iter(checksums), self._types[0]),
+            timeout=transfer_timeout(size),
+            onward=candidate.surl if candidate.onward else "",
+        )
+
+
+@contextmanager
+def _door(direction: Direction, tool: str) -> Iterator[None]:
+    """What a tool raises becomes an error of the table, also when the tool is a third party's and has a bug."""
+    try:
+        yield
+    except PilotError:
+        raise
+    except OSError as error:
+        raise of_os_error(error, direction, f"{tool} {error.filename or ''}".rstrip()) from error
+    except Exception as error:
+        logger.exception("copy tool %s failed in a way it should not", tool)
+        raise direction.fault(f"{tool}: {type(error).__name__}: {error}", Trait.NEXT) from error
+
+
+def _verified(transfer: Transfer, stored: Stored, handle: Handle) -> tuple[int, Mapping[str, str]]:
+    """Size and checksums of an input that has arrived, if they are as expected."""
+    try:
+        size = transfer.path.stat().st_size
+    except FileNotFoundError:
+        raise Direction.IN.fault(f"nothing at {transfer.path} after {shown(transfer.url)}", Trait.NEXT) from None
+    if transfer.size not in (None, size):
+        raise Direction.IN.fault(f"{shown(transfer.url)} gave {size} bytes, not {transfer.size}", Trait.NEXT)
+    found = dict(stored.checksums)
+    unknown = [kind for kind in transfer.checksums if kind not in found]
+    usable = [kind for kind in unknown if computable(kind)]
+    if unknown and not usable and not transfer.checksums.keys() & found.keys():
+        usable = unknown  # nothing else vouches for the file: let the error say what is missing
+    found |= file_checksums(transfer.path, usable, handle.check)
+    if kind := differing(transfer.checksums, found):
+        detail = f"{shown(transfer.url)} has {kind} {found[kind]}, not {transfer.checksums[kind]}"
+        raise TransferError(Direction.IN.mismatch(kind), detail, Trait.NEXT)
+    return size, found
+
+
+def _verify_far(tool: CopyTool, transfer: Transfer, stored: Stored, handle: Handle) -> None:
+    """Compare what the storage has with what was sent, as far as the storage can tell."""
+    if stored.size is None or (tool.checksums and not stored.checksums.keys() & transfer.checksums.keys()):
+        seen = tool.stat(_place(transfer, stored), handle)
+        if seen is None:
+            raise Direction.OUT.fault(f"nothing at {shown(stored.url)} after the copy")
+        stored = replace(stored, size=seen.size, checksums={**seen.checksums, **stored.checksums})
+    if stored.size not in (None, transfer.size):
+        raise Direction.OUT.fault(f"{shown(stored.url)} has {stored.size} bytes, not {transfer.size}")
+    if kind := differing(transfer.checksums, stored.checksums):
+        detail = f"{shown(stored.url)} has {kind} {stored.checksums[kind]}, not {transfer.checksums[kind]}"
+        raise TransferError(Direction.OUT.mismatch(kind), detail)
+
+
+def _verify_unchanged(local: LocalFile) -> None:
+    """An output that changed while it was copied has a checksum that nobody knows (a tool may have moved it away)."""
+    if local.path.exists() and _identity(local.path.stat()) != local.identity:
+        raise Direction.OUT.fault(f"{local.path} changed while it was copied", Trait.FATAL)
+
+
+def _discard(tool: CopyTool, transfer: Transfer, stored: Stored, handle: Handle) -> None:
+    try:
+        tool.remove(_place(transfer, stored), handle)
+    except PilotError as error:
+        logger.warning("a bad copy stays at %s: %s", shown(stored.url), error)
+
+
+def _place(transfer: Transfer, stored: Stored) -> str:
+    """Where the tool can see the file: one that is handed over is not yet at the URL it will have."""
+    return transfer.url if transfer.onward else stored.url
+
+
+def _identity(info: os.stat_result) -> tuple[int, ...]:
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns

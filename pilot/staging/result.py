@@ -1,0 +1,148 @@
+"""What became of a set of files, and who may listen while it becomes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pilot.errors import PilotError, TransferError
+from pilot.job import File
+from pilot.staging.faults import Direction
+from pilot.staging.handle import TransferHandle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """A try that failed: with which tool, at which URL, why, after how many seconds."""
+
+    tool: str
+    url: str
+    error: PilotError
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.tool} {shown(self.url)}: {self.error.diag}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedFile:
+    """A file that arrived and was verified.
+
+    Attributes:
+        file: with the endpoint that it came from or went to.
+        path: on the node. Of an output it is where it was: a tool may have moved it.
+        url: where it came from, or where it is now.
+        size: bytes.
+        checksums: type to hex digits, of the bytes that were moved; may be empty for an input nobody has a checksum of.
+        tool: that moved it.
+        seconds: that the last try took.
+        attempts: those before it, that failed.
+        local: False for an input that takes no local space because it is only linked.
+    """
+
+    file: File
+    path: Path
+    url: str
+    size: int
+    checksums: Mapping[str, str]
+    tool: str
+    seconds: float
+    attempts: tuple[Attempt, ...] = ()
+    local: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedFile:
+    """A file that did not arrive; `error` has the first cause and, in its detail, all that was tried."""
+
+    file: File
+    error: PilotError
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagingResult:
+    """All files of a call: those that arrived, in the order asked for, and those that did not, first failure first."""
+
+    staged: tuple[StagedFile, ...] = ()
+    failed: tuple[FailedFile, ...] = ()
+
+    @property
+    def error(self) -> PilotError | None:
+        """The first failure; None if all files arrived."""
+        if not self.failed:
+            return None
+        error = self.failed[0].error
+        others = sum(failure.error is not error for failure in self.failed)  # those it ended have the same error
+        if not others or not isinstance(error, TransferError):
+            return error
+        return TransferError(error.code, f"{error.detail} ({others} more failed)", error.trait)
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a call stands; read it as often as you like, it costs a few additions.
+
+    Attributes:
+        files, bytes: in all, as far as sizes are known.
+        done: files that have arrived.
+    """
+
+    direction: Direction
+    files: int
+    bytes: int
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+    running: set[TransferHandle] = field(default_factory=set)
+    finished: int = 0
+
+    @property
+    def moved(self) -> int:
+        """Bytes that have arrived or are under way."""
+        return self.finished + sum(handle.moved for handle in tuple(self.running))
+
+    @property
+    def speed(self) -> float:
+        """Bytes per second since the start."""
+        return self.moved / max(1e-6, time.monotonic() - self.started)
+
+
+class StagingObserver:
+    """Somebody who watches files go by. All methods are quick, return nothing, and are called from the event loop."""
+
+    def started(self, progress: Progress) -> None:
+        """A call begins."""
+
+    def arrived(self, staged: StagedFile) -> None:
+        """A file is where it should be."""
+
+    def failed(self, failure: FailedFile) -> None:
+        """A file is given up."""
+
+    def ended(self, result: StagingResult) -> None:
+        """The call is over."""
+
+
+def gave_up(file: File, attempts: Sequence[Attempt]) -> FailedFile:
+    """A failure from what was tried: the first error is the cause, and the others are told behind it."""
+    first = attempts[0].error
+    others = dict.fromkeys(str(attempt) for attempt in attempts if str(attempt) != str(attempts[0]))
+    detail = "; then ".join([f"{file.lfn}: {first.detail}", *others])
+    trait = getattr(attempts[-1].error, "trait", None)
+    error = TransferError(first.code, detail, trait) if trait else PilotError(first.code, detail)
+    return FailedFile(file=file, error=error, attempts=tuple(attempts))
+
+
+def shown(url: str) -> str:
+    """A URL as it may be logged: a query can be a signature, and what stands before the host a password."""
+    scheme, mark, _ = url.partition("://")
+    if not mark or scheme == "file":
+        return url
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return f"{scheme}://..."
+    return parts._replace(query="", fragment="", netloc=parts.netloc.rpartition("@")[2]).geturl()

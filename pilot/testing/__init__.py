@@ -1,0 +1,1 @@
+"""What plug-in authors test with. `pilot.testing.copytool` is the conformance suite that defines a copy tool."""
