@@ -1,0 +1,120 @@
+"""A record of every exchange, one JSON object a line, in the shape of tests/contract/wire. No secret gets into it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_plus
+
+from pilot.devserver.messages import JSON, Answer, Request
+from pilot.masking import Secret
+
+_MASK = "***"
+_SECRET_KEYS = ("pilotSecrets", "secrets")
+_SHORTEST = 4  # characters: shorter texts (`{}`) are found everywhere and hide nothing
+_MASKED_HEADERS = ("authorization", "cookie")
+
+
+class Recorder:
+    """Writes exchanges to a file, which is begun anew.
+
+    Args:
+        path: the file; None records nothing.
+        secrets: texts to hide, besides those of jobs (`learn`) and the Authorization header.
+    """
+
+    def __init__(self, path: Path | None, secrets: Iterable[Secret] = ()) -> None:
+        self._lock = threading.Lock()
+        self._file = path.open("w", encoding="utf-8") if path else None
+        self._hidden: set[str] = set()
+        for secret in secrets:
+            self._hide(secret.reveal())
+
+    def close(self) -> None:
+        """Finish the file."""
+        with self._lock:
+            if self._file:
+                self._file.close()
+                self._file = None
+
+    def learn(self, definitions: Iterable[Mapping[str, Any]]) -> None:
+        """Hide the secrets that job definitions carry, whole and each value of them."""
+        with self._lock:
+            for definition in definitions:
+                for key in _SECRET_KEYS:
+                    self._learn_value(definition.get(key))
+
+    def _learn_value(self, value: Any) -> None:
+        if isinstance(value, Mapping):
+            value = list(value.values())
+        if isinstance(value, list):
+            for item in value:
+                self._learn_value(item)
+        elif isinstance(value, str):
+            self._hide(value)
+            inner = _json_or_none(value)
+            if isinstance(inner, Mapping | list):
+                self._learn_value(inner)
+
+    def _hide(self, text: str) -> None:
+        if len(text) >= _SHORTEST:
+            escaped = json.dumps(text)[1:-1]
+            self._hidden |= {text, escaped, json.dumps(escaped)[1:-1], quote_plus(text)}
+
+    def write(self, request: Request, answer: Answer | None, fault: str = "") -> None:
+        """Record one exchange; `answer` is None if the client got none."""
+        if self._file is None:
+            return
+        entry: dict[str, Any] = {
+            "time": time.time(),
+            "method": request.method,
+            "path": request.target,
+            "request_headers": {key: _shown_header(key, value) for key, value in request.headers.items()},
+            "request_body": _shown_body(request),
+            **({"fault": fault} if fault else {}),
+            **_shown_answer(answer),
+        }
+        line = json.dumps(entry)
+        with self._lock:
+            if self._file:
+                for text in sorted(self._hidden, key=len, reverse=True):
+                    line = line.replace(text, _MASK)
+                self._file.write(line + "\n")
+                self._file.flush()
+
+
+def _shown_header(key: str, value: str) -> str:
+    if key.lower() not in _MASKED_HEADERS:
+        return value
+    scheme, _, rest = value.partition(" ")
+    return f"{scheme} {_MASK}" if rest else _MASK
+
+
+def _shown_body(request: Request) -> Any:
+    if request.body.startswith(b"\x1f\x8b") and request.header("Content-Type").startswith(JSON):
+        try:
+            return {"gzip_json": json.loads(gzip.decompress(request.body))}
+        except (OSError, EOFError, ValueError):
+            pass  # what is no gzip or no JSON is shown as it came
+    return request.body.decode("utf-8", "replace")
+
+
+def _shown_answer(answer: Answer | None) -> dict[str, Any]:
+    if answer is None:
+        return {"status": None, "content_type": None, "response_body": None}
+    body = f"<{answer.file}>" if answer.file else answer.body.decode("utf-8", "replace")
+    status = f"{answer.status} {HTTPStatus(answer.status).phrase}"
+    return {"status": status, "content_type": answer.content_type, "response_body": body}
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
