@@ -161,7 +161,8 @@ class Settings:
     country_group: str = opt("", "country group to ask for", "--country-group", kind=NAME)
     working_group: str = opt("", "working group to ask for", "--working-group", kind=NAME)
     allow_other_country: bool = opt(False, "take jobs of other countries too", "--allow-other-country")
-    allow_same_user: bool = opt(True, "take further jobs from the same task only", "--allow-same-user")
+    allow_same_user: bool = opt(True, "take further jobs from the same task only", "--allow-same-user",
+                                later="jobs of one task")
     baseurls: str = opt("", "where transformations may come from, comma list", "-g --baseurls", "PANDA_BASE_URLS",
                         kind=URL)
     update_server: bool = opt(True, "do not speak to the server", "-z --noserverupdate", sets=False)
@@ -183,7 +184,8 @@ class Settings:
                                  ini="Pilot.no_job_wait_min", queue="pilot_no_job_wait_min")
     no_job_wait_max: float = opt(180.0, "wait when there is no job, at most", new=True,
                                  ini="Pilot.no_job_wait_max", queue="pilot_no_job_wait_max")
-    debug_heartbeat: float = opt(60.0, "time between two updates in debug mode", ini="Pilot.debug_heartbeat")
+    debug_heartbeat: float = opt(60.0, "time between two updates in debug mode", ini="Pilot.debug_heartbeat",
+                                 later="debug mode")
     lost_heartbeat: float = opt(10_800.0, "give a job up when no update arrived for so long",
                                 ini="Pilot.lost_heartbeat")
     cache_dir: str = opt("", "where queue and storage JSON are kept", ini="Information.cache_dir", kind=FOLDER)
@@ -201,7 +203,7 @@ class Settings:
     free_space_limit_running: int = opt(1 << 30, "free disk without which a job is ended", kind=SIZE,
                                         ini="Pilot.free_space_limit_running", queue="pilot_free_space_limit_running")
     maximum_input_file_sizes: int = opt(14_336 << 20, "inputs of a job together, when the queue does not say",
-                                        ini="Pilot.maximum_input_file_sizes", kind=SIZE)
+                                        ini="Pilot.maximum_input_file_sizes", kind=SIZE, later="size checks")
 
     maximum_output_file_size: int = opt(500 << 30, "largest output", ini="Pilot.maximum_output_file_size", kind=SIZE,
                                         later="payload checks")
@@ -234,8 +236,7 @@ class Settings:
                                 later="live logs")
     realtime_logfiles: str = opt("", "files to send, separated by : or ,", env="REALTIME_LOGFILES REALTIME_LOGFILE",
                                  later="live logs")
-    redirectstdout: str = opt("", "file for the pilot's stdout", "--redirect-stdout", kind=FILE,
-                              later="redirected output")
+    redirectstdout: str = opt("", "file for the pilot's stdout", "--redirect-stdout", kind=FILE)
     pod: bool = opt(False, "the pilot runs in a Kubernetes pod", "--pod", sets=True, later="Kubernetes")
     workflow: str = opt("generic", "what kind of pilot to be", "-w --workflow", kind=_WORKFLOW, later="other workflows")
     leasetime: int = opt(3600, "lease of staged files", "-L --leasetime", kind=WHOLE_SECONDS, later="other workflows")
