@@ -119,8 +119,9 @@ class StorageRecords(Mapping[str, Mapping[str, Any]]):
             names.append(name)
             if isinstance(value, dict):
                 self._places[name] = place
-        if "arprotocols" in names:
-            self._places = {str(json.loads(text).get("name")): _past_blanks(text, 0)}
+        if "arprotocols" in names:  # a record alone
+            name = json.loads(text).get("name")
+            self._places = {name: _past_blanks(text, 0)} if isinstance(name, str) else {}
         if not self._places:
             raise UnusableError(_refusal(names, "holds no storage"))
 

@@ -397,7 +397,7 @@ def test_a_queue_is_found_among_others() -> None:
             queue_record(text, name)
 
 
-@pytest.mark.parametrize("text", ["{}", '{"error": "no such queue"}', '{"x": 1}'])
+@pytest.mark.parametrize("text", ["{}", '{"error": "no such queue"}', '{"x": 1}', '{"arprotocols": {}, "id": 1}'])
 def test_a_document_without_a_queue_is_refused(text: str) -> None:
     with pytest.raises(UnusableError):
         queue_record(text, "Q")
