@@ -20,7 +20,7 @@ Sizes and times are in bytes and seconds. Long names may be shortened as long as
 
   pilot run -q MY_QUEUE --pilot-user generic -j managed --url https://pandaserver.example.org -a /scratch
 
-Exit codes: 0 if all went well, 2 for a bad command line, else the code of the error (docs/settings.md, pilot.errors).
+Exit codes: 0 if all went well, 2 for a setting that cannot be used, else that of the error (pilot/errors.py).
 Settings also come from the environment and from a file: docs/settings.md."""
 
 _NOTES = {Group.UNUSED: "So that no command line needs to change; in brackets the feature that is still to come."}
