@@ -191,7 +191,7 @@ class PilotRun:
             cvmfs_base=settings.cvmfs_base,
             storages_prefer_cache=self._experiment.storages_prefer_cache,
         )
-        cache = Path(settings.cache_dir) if settings.cache_dir else place.launch_dir
+        cache = Path(settings.cache_dir) if settings.cache_dir else place.main_dir
         return await QueuedataLoader(settings.queue, cache, self._fetch, sources).load(stop)
 
     def _fetch(self, url: str) -> bytes:

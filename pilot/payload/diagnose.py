@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pilot.errors import DIAG_LIMIT, Code, PilotError
-from pilot.job import Access, Job
+from pilot.job import Job
 from pilot.payload.process import Ended, signal_name, tail
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,15 @@ class Diagnosis:
     exe_diag: str = ""
 
 
-def diagnose(job: Job, ended: Ended, workdir: Path) -> Diagnosis:
-    """Explain how a payload ended that the pilot did not stop itself."""
+def diagnose(job: Job, ended: Ended, workdir: Path, *, remote_io: bool = False) -> Diagnosis:
+    """Explain how a payload ended that the pilot did not stop itself.
+
+    Args:
+        job: the job.
+        ended: how its payload ended.
+        workdir: the job directory.
+        remote_io: the payload had the check of remote files in front of it.
+    """
     code, text = _own_report(workdir)
     if code:
         error = PilotError(Code.PAYLOADEXECUTIONFAILURE, f"the payload reported error {code}: {text}")
@@ -56,10 +63,8 @@ def diagnose(job: Job, ended: Ended, workdir: Path) -> Diagnosis:
     if ended.exit_code == 0 or (job.is_hpo and ended.exit_code in _HPO_ENDS):
         return Diagnosis()
     cause = _telling_line(workdir)
-    how = _how(ended)
-    return Diagnosis(
-        error=PilotError(_code(job, ended), f"{how}: {cause}" if cause else how), exe_code=ended.status, exe_diag=cause
-    )
+    how = f"{_how(ended)}: {cause}" if cause else _how(ended)
+    return Diagnosis(error=PilotError(_code(ended, remote_io), how), exe_code=ended.status, exe_diag=cause)
 
 
 def _own_report(workdir: Path) -> tuple[int, str]:
@@ -74,10 +79,10 @@ def _own_report(workdir: Path) -> tuple[int, str]:
         return 0, ""
 
 
-def _code(job: Job, ended: Ended) -> Code:
+def _code(ended: Ended, remote_io: bool) -> Code:
     if signal.SIGSEGV in (ended.signum, (ended.exit_code or 0) - 128):
         return Code.PAYLOADSIGSEGV
-    if any(file.access is Access.DIRECT for file in job.inputs) and ended.exit_code in _REMOTE_OPEN_EXITS:
+    if remote_io and ended.exit_code in _REMOTE_OPEN_EXITS:
         return _REMOTE_OPEN_EXITS[ended.exit_code]
     return _SPECIAL_EXITS.get(ended.exit_code or 0, Code.PAYLOADEXECUTIONFAILURE)
 
