@@ -155,9 +155,8 @@ class PandaServer:
 
     async def worker_status(self, status: str, worker_id: str, harvester_id: str, node: str, queue: str) -> None:
         """Say that this worker `started` or `finished`; a failure is a warning."""
-        await self._try(
-            lambda codec: codec.worker_status(status, worker_id, harvester_id, node, queue), "worker status"
-        )
+        told = (status, worker_id, harvester_id, node, queue)
+        await self._try(lambda codec: codec.worker_status(*told), f"worker status {status}")
 
     async def update_worker_node(self, mapping: Mapping[str, Any]) -> None:
         """Send the node map (PILOT3.md 7.8); a failure is a warning."""

@@ -229,7 +229,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "timeout"
     text = " ".join(str(error).split())
-    return text.rpartition(">: ")[2] or type(error).__name__
+    return text.rpartition(">: ")[2][:300] or type(error).__name__
 
 
 def _find_proxy(server: SplitResult, environ: Mapping[str, str]) -> SplitResult | None:
