@@ -40,7 +40,7 @@ benchmark: .venv/.tested ## the numbers of docs/benchmarks.md, measured here and
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 docs: .venv/.installed ## pages that are made from the code
-	$(BIN)/python -m pilot.settings > docs/settings.md
+	$(BIN)/python -m pilot.settingsdoc > docs/settings.md
 
 clean: ## remove the environment and what tools left
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .coverage* .hypothesis .import_linter_cache *.egg-info build dist

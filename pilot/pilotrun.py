@@ -20,7 +20,7 @@ from pilot.assembly import (
     remove_main_dir,
 )
 from pilot.batch import BatchFacts
-from pilot.errors import PilotError
+from pilot.errors import Code, PilotError
 from pilot.masking import Masker
 from pilot.node import free_disk, read_node
 from pilot.outcome import Outcome, Progress
@@ -32,7 +32,7 @@ from pilot.server.client import PandaServer
 from pilot.server.offline import NoServer
 from pilot.server.report import JobRequest
 from pilot.server.tls import find_tls
-from pilot.settings import Settings
+from pilot.settings import Settings, SettingsError
 from pilot.signals import listen
 from pilot.slot import Seat, Slot
 from pilot.stop import Stop
@@ -126,7 +126,7 @@ class PilotRun:
         try:
             info = await stop.guard(self._queuedata(place, stop))
             check_active(info.queue)
-            settings = self._settings = self._settings.with_queue(info.queue.params)
+            settings = self._settings = self._with_queue(info)
             bench = make_bench(
                 settings,
                 server,
@@ -146,6 +146,12 @@ class PilotRun:
         finally:
             await greeting
             await self._worker_status(server, place, "finished")
+
+    def _with_queue(self, info: QueueInfo) -> Settings:
+        try:
+            return self._settings.with_queue(info.queue.params)
+        except SettingsError as error:
+            raise PilotError(Code.QUEUEDATANOTOK, str(error)) from error
 
     def _say_hello(self, place: Place) -> None:
         logger.info("pilot %s, Python %s on %s", __version__, platform.python_version(), platform.platform())

@@ -1,7 +1,7 @@
 """The settings of a pilot, in one table: defaults < experiment < file < queue < environment < flags.
 
 Each line of the table is all there is to a setting: add one and it is a flag, a variable, a key in the file, a line of
-the help and of the docs (`python -m pilot.settings > docs/settings.md`). Options keep the names Pilot 3 gives them.
+the help and of the docs (`python -m pilot.settingsdoc > docs/settings.md`). Options keep the names Pilot 3 gives them.
 """
 
 from __future__ import annotations
@@ -410,9 +410,3 @@ def _from_queue(overrides: Mapping[str, Any]) -> Iterator[_Change]:
 def _from_flags(flags: Mapping[str, Any]) -> Iterator[_Change]:
     for name, value in flags.items():
         yield _Change(name, value, Origin(Rank.FLAG, f"flag {TABLE[name].label}"))
-
-
-if __name__ == "__main__":
-    from pilot.settingsdoc import page
-
-    print(page(), end="")

@@ -1,4 +1,4 @@
-"""`docs/settings.md`, written from the settings table. Print it with `python -m pilot.settings`."""
+"""`docs/settings.md`, written from the settings table. Print it with `python -m pilot.settingsdoc`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pilot.settings import TABLE
 _HEAD = """\
 # Settings
 
-<!-- Made by `python -m pilot.settings > docs/settings.md`; change pilot/settings.py, not this page. -->
+<!-- Made by `python -m pilot.settingsdoc > docs/settings.md`; change pilot/settings.py, not this page. -->
 
 A setting comes from the first of these places that has it:
 
@@ -145,3 +145,7 @@ def _status(option: Option) -> Iterator[str]:
         yield "new"
     if option.later:
         yield f"not used yet: {option.later}"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from pilot.download import shown
 from pilot.errors import Code, PilotError
 from pilot.experiment import Experiment
 from pilot.job import Job
@@ -69,8 +70,8 @@ async def _download(url: str, fetch: Fetch, base_urls: Sequence[str]) -> bytes:
         try:
             return await fetch(candidate)
         except PilotError as error:
-            logger.warning("transformation %s: %s", candidate, error.detail)
-            problems.append(f"{candidate}: {error.detail}")
+            problems.append(f"{shown(candidate)}: {error.detail}")
+            logger.warning("transformation %s", problems[-1])
     raise PilotError(Code.TRFDOWNLOADFAILURE, "; ".join(problems))
 
 

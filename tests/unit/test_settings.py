@@ -421,7 +421,7 @@ def test_seconds_that_are_none(load, text):
 
 
 def test_page_of_the_docs_is_current():
-    assert (ROOT / "docs" / "settings.md").read_text() == page(), "run: python -m pilot.settings > docs/settings.md"
+    assert (ROOT / "docs" / "settings.md").read_text() == page(), "run: python -m pilot.settingsdoc > docs/settings.md"
 
 
 def test_page_is_printed_by_the_module():
