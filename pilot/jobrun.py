@@ -20,9 +20,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pilot.errors import Code, PilotError, ServerError
+from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
 from pilot.experiment import Experiment
-from pilot.job import Access, File, Job, Limits
+from pilot.job import File, Job, Kind, Limits
 from pilot.jobreport import Reporter, Speaker
 from pilot.journal import Journal
 from pilot.logarchive import archive_folder, make_log_archive
@@ -50,8 +50,9 @@ from pilot.watch.walltime import Walltime
 
 logger = logging.getLogger(__name__)
 
-#: Files of the pilot's own in the job directory.
+#: Files of the pilot's own in the job directory, which no file of a job may be called like.
 JOURNAL, SECRETS = "journal.jsonl", "panda_secrets.json"
+OWN_NAMES = (JOURNAL, SECRETS, "pilotlog.txt", "payload.stdout", "payload.stderr")
 
 #: Share of the time left after a stop that the payload may take to end, KILL included.
 PAYLOAD_SHARE = 0.6
@@ -151,6 +152,7 @@ class JobRun:
         """The phases that make a job; the first that fails ends it."""
         self._make_workdir()
         self._heartbeat.announce(State.STARTING)
+        _refuse_own_names(self.job)
         self._info = self.bench.info.overlaid(self.job.queue_overrides, self.job.storage_overrides)
         self.bench.experiment.verify(self.job)
         await self._stage_in()
@@ -200,8 +202,7 @@ class JobRun:
 
     async def _stage_in(self) -> None:
         self._enter("stagein")
-        copied = [file for file in self.job.inputs if file.access is Access.COPY]
-        self._keep(await self.bench.engine(self._info, self.job).stage_in(copied, self.workdir, self.stop))
+        self._keep(await self.bench.engine(self._info, self.job).stage_in(self.job.inputs, self.workdir, self.stop))
 
     def _keep(self, result: StagingResult) -> None:
         """Note the files that arrived; raise for those that did not."""
@@ -255,7 +256,7 @@ class JobRun:
         meter = self.bench.meter()
         meter.attach(payload.members)
         looks: list[Look] = [
-            Memory(meter, self._tally, limits.memory_mb * 1000),
+            Memory(meter, self._tally, limits.memory_mb * 1_000_000 // 1024),
             FreeSpace(self.workdir, settings.free_space_limit_running),
             WorkdirSize(self.workdir, workdir_limit(self._info.queue, self.job, limits)),
             Walltime(self._slot_end, f"the slot ends after {settings.lifetime} s"),
@@ -376,6 +377,13 @@ class JobRun:
         elif command and command != self._last_command:
             logger.warning("command of the server that this pilot does not carry out: %r", command)
         self._last_command = command
+
+
+def _refuse_own_names(job: Job) -> None:
+    for file in (*job.inputs, *job.outputs, *([job.log] if job.log else [])):
+        if file.lfn in OWN_NAMES:
+            field = "inFiles" if file.kind is Kind.INPUT else "outFiles"
+            raise JobDefinitionError(field, f"{file.lfn!r} is the name of a file of the pilot in the job directory")
 
 
 def _words(comma_list: str) -> list[str]:

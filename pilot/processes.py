@@ -33,7 +33,8 @@ class Processes:
     """Starts processes, knows which children are whose, and reaps those that were adopted."""
 
     def __init__(self) -> None:
-        self._own: set[int] = set()
+        # A shell that became us by `exec` may have left children: they are no payload's and not for us to end.
+        self._own = set(children())
         self._lock = threading.Lock()
         self.adopted_usage = 0.0
         _become_subreaper()

@@ -426,7 +426,7 @@ def test_page_of_the_docs_is_current():
 
 def test_page_is_printed_by_the_module():
     done = subprocess.run(
-        [sys.executable, "-m", "pilot.settings"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "pilot.settingsdoc"], cwd=ROOT, capture_output=True, text=True, check=True
     )
 
     assert done.stdout == page()
