@@ -10,14 +10,12 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote_plus
 
 from pilot.devserver.messages import JSON, Answer, Request
-from pilot.masking import Secret
+from pilot.masking import Masker, Secret
 
 _MASK = "***"
 _SECRET_KEYS = ("pilotSecrets", "secrets")
-_SHORTEST = 4  # characters: shorter texts (`{}`) are found everywhere and hide nothing
 _MASKED_HEADERS = ("authorization", "cookie")
 
 
@@ -31,10 +29,8 @@ class Recorder:
 
     def __init__(self, path: Path | None, secrets: Iterable[Secret] = ()) -> None:
         self._lock = threading.Lock()
-        self._file = path.open("w", encoding="utf-8") if path else None
-        self._hidden: set[str] = set()
-        for secret in secrets:
-            self._hide(secret.reveal())
+        self._file = path.open("wb") if path else None
+        self._masker = Masker(secrets)
 
     def close(self) -> None:
         """Finish the file."""
@@ -45,27 +41,9 @@ class Recorder:
 
     def learn(self, definitions: Iterable[Mapping[str, Any]]) -> None:
         """Hide the secrets that job definitions carry, whole and each value of them."""
-        with self._lock:
+        if self._file:
             for definition in definitions:
-                for key in _SECRET_KEYS:
-                    self._learn_value(definition.get(key))
-
-    def _learn_value(self, value: Any) -> None:
-        if isinstance(value, Mapping):
-            value = list(value.values())
-        if isinstance(value, list):
-            for item in value:
-                self._learn_value(item)
-        elif isinstance(value, str):
-            self._hide(value)
-            inner = _json_or_none(value)
-            if isinstance(inner, Mapping | list):
-                self._learn_value(inner)
-
-    def _hide(self, text: str) -> None:
-        if len(text) >= _SHORTEST:
-            escaped = json.dumps(text)[1:-1]
-            self._hidden |= {text, escaped, json.dumps(escaped)[1:-1], quote_plus(text)}
+                self._masker.add([definition.get(key) for key in _SECRET_KEYS])
 
     def write(self, request: Request, answer: Answer | None, fault: str = "") -> None:
         """Record one exchange; `answer` is None if the client got none."""
@@ -80,12 +58,12 @@ class Recorder:
             **({"fault": fault} if fault else {}),
             **_shown_answer(answer),
         }
-        line = json.dumps(entry)
+        # Known secrets only: the masker's general shapes take braces along, and a line must stay JSON.
+        stream = self._masker.stream(patterns=False)
+        line = stream.feed(json.dumps(entry).encode() + b"\n") + stream.finish()
         with self._lock:
             if self._file:
-                for text in sorted(self._hidden, key=len, reverse=True):
-                    line = line.replace(text, _MASK)
-                self._file.write(line + "\n")
+                self._file.write(line)
                 self._file.flush()
 
 
@@ -111,10 +89,3 @@ def _shown_answer(answer: Answer | None) -> dict[str, Any]:
     body = f"<{answer.file}>" if answer.file else answer.body.decode("utf-8", "replace")
     status = f"{answer.status} {HTTPStatus(answer.status).phrase}"
     return {"status": status, "content_type": answer.content_type, "response_body": body}
-
-
-def _json_or_none(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None

@@ -41,7 +41,7 @@ FILES = {
 }
 LINES = {name: [json.loads(line) for line in (WIRE / f"{name}.jsonl").read_text().splitlines()] for name in FILES}
 
-# What the last four lines of v1-calls were sent as, each bending a rule of SERVER.md: content type, accept, encoding, body.
+# What the last four lines of v1-calls were sent as, each to a rule of SERVER.md: content type, accept, encoding, body.
 _ANSWERS_ONLY = [
     ("application/x-www-form-urlencoded", "", "", b"job_id=1&job_status=running"),
     ("application/json", "application/json", "", b"{not json"),
