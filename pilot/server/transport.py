@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -257,6 +256,8 @@ def _is_exempt(host: str, port: int | None, no_proxy: str) -> bool:
 
 
 def _is_inside(host: str, network: str) -> bool:
+    from ipaddress import ip_address, ip_network
+
     try:
         return ip_address(host) in ip_network(network, strict=False)
     except ValueError:
