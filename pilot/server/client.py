@@ -79,6 +79,7 @@ class PandaServer:
         self._settle = settle
         self._lines: dict[tuple[int, int], Line] = {}
         self._unknown: dict[str, set[str]] = {}
+        self._served = False
 
     @classmethod
     def at(
@@ -216,6 +217,10 @@ class PandaServer:
             except (AuthRefusedError, CredentialError) as error:
                 cause: ServerError = error
                 tries = min(tries, _AUTH_TRIES)
+            except NotServedError as error:
+                if not self._served or tries < math.inf:
+                    raise
+                cause = error  # it spoke to us before: a gateway says 404 while the server behind it is exchanged
             except UnavailableError as error:
                 cause = error
             pause = self._pause(done, deadline.remaining)
@@ -245,6 +250,7 @@ class PandaServer:
             except NotServedError as error:
                 missing = missing or error
                 continue
+            self._served = True
             if codec is not self._codecs[0]:
                 log.info("the server speaks the %s API", codec.name)
                 self._codecs.sort(key=lambda other: other is not codec)

@@ -194,6 +194,24 @@ def test_a_server_upgraded_under_a_running_job_gets_its_final_report(peer):
     assert [path for path, _, _ in peer.asked][-2:] == [UPDATEJOB, UPDATE]
 
 
+def test_a_server_that_is_exchanged_while_we_report_gets_the_report(peer):
+    peer.on(ACQUIRE, NO_JOBS)
+    peer.on(UPDATE, (404, "no backend"), (404, "no backend"), v1_command())
+    server = client(peer)
+
+    async def work():
+        await server.acquire(REQUEST)
+        await server.update(report(State.FINISHED), Deadline(5))
+
+    asyncio.run(work())
+    assert [path for path, _, _ in peer.asked].count(UPDATE) == 3
+
+
+def test_a_server_that_never_served_us_is_no_server(peer):
+    with pytest.raises(NotServedError):
+        asyncio.run(client(peer).update(report(State.FINISHED), Deadline(60)))
+
+
 @pytest.mark.parametrize(("api", "path"), [("v1", ACQUIRE), ("legacy", GETJOB)])
 def test_a_fixed_api_is_not_left(api, path, peer):
     with pytest.raises(NotServedError, match="is forbidden"):
