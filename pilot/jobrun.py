@@ -98,6 +98,7 @@ class JobRun:
         limits: beside those of the queue.
         slot_end: when the slot is over.
         getjob_seconds: how long it took to get the job, for the report.
+        log_start: where the job's part of the pilot's log begins; here and now if not said.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class JobRun:
         limits: Limits | None = None,
         slot_end: Deadline | None = None,
         getjob_seconds: float = 0.0,
+        log_start: int | None = None,
     ) -> None:
         self.bench = bench
         self.job = job
@@ -123,7 +125,7 @@ class JobRun:
         self._tally = Tally()
         self._last_command = ""
         self._info = bench.info
-        self._log_start = bench.log.position()
+        self._log_start = bench.log.position() if log_start is None else log_start
         self._reporter = Reporter(bench.speaker, bench.experiment, self.outcome, getjob_seconds)
         self._heartbeat = Heartbeat(
             self._beat,

@@ -139,13 +139,21 @@ class Slot:
             raise PilotError(Code.NOLOCALSPACE, text)
 
     async def _run(self, raw: RawJob, getjob_seconds: float) -> None:
+        log_start = self._bench.log.position()
         try:
             job = self._parse(raw)
         except JobDefinitionError as error:
             await self._refuse(raw, error)
             return
         self._note_id(job.job_id)
-        run = JobRun(self._bench, job, self._stop, slot_end=self._run_end(), getjob_seconds=getjob_seconds)
+        run = JobRun(
+            self._bench,
+            job,
+            self._stop,
+            slot_end=self._run_end(),
+            getjob_seconds=getjob_seconds,
+            log_start=log_start,
+        )
         self.outcomes.append(await run.run())
 
     def _parse(self, raw: RawJob) -> Job:
