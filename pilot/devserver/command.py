@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import signal
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def serve(args: argparse.Namespace) -> int:
             server.serve_forever()
     except _Stop:
         return 0
-    except (UsageError, DefinitionError, FaultError, OSError) as error:
+    except (UsageError, DefinitionError, FaultError, OSError, sqlite3.Error) as error:
         print(f"pilot devserver: {error}", file=sys.stderr)
         return _USAGE
     return 0

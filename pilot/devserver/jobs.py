@@ -133,7 +133,10 @@ def load(path: Path) -> list[dict[str, Any]]:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".jsonl"))
         return [definition for file in files for definition in load(file)]
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DefinitionError(f"{path}: {error}") from None
     try:
         return definitions(json.loads(text))
     except json.JSONDecodeError as error:

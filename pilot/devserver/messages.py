@@ -79,7 +79,7 @@ class Request:
             return json.loads(gzip.decompress(self.body) if unzip else self.body)
         except json.JSONDecodeError as error:
             raise BodyError(str(error), json_failed=True) from error
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, RecursionError) as error:
             raise BodyError(str(error)) from error
 
 

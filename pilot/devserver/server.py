@@ -43,11 +43,15 @@ class Server(ThreadingHTTPServer):
         self._stopped = threading.Event()
         self._verbose = settings.verbose
         self.certificates = settings.client_ca is not None
-        if settings.cert:
-            self._wrap(settings)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self.url = f"{'https' if settings.cert else 'http'}://{host}:{self.server_address[1]}"
-        self.app = App(settings, self.url, self._stopped.wait)
+        self.url = f"{'https' if settings.cert else 'http'}://{host}:{self.server_port}"
+        try:
+            if settings.cert:
+                self._wrap(settings)
+            self.app = App(settings, self.url, self._stopped.wait)
+        except BaseException:
+            self.server_close()
+            raise
 
     def server_bind(self) -> None:
         """Bind without asking the name service for our own name, which can take seconds."""

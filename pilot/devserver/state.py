@@ -46,6 +46,7 @@ _LABELS: Mapping[str, tuple[str, ...]] = {
 _DEBUGGABLE = ["defined", "activated", "running", "sent", "starting", "assigned"]
 _SENT_WINDOW = 60.0  # s: nSent counts jobs that were sent so recently
 _CLOSING_CODES = (2, 4, 10, 51, 55, 60)  # kill codes that end in `closed`
+_TOO_BIG = 2**63  # SQLite has no such integer, so no job has such an id
 _NUMBER = re.compile(r"\d+\.*\d+")
 
 
@@ -95,7 +96,6 @@ class _Decision:
     command: str
     status_code: int = 0
     columns: dict[str, Any] = field(default_factory=dict)
-    reported: bool = False
 
 
 class State:
@@ -202,9 +202,11 @@ class State:
         """Take an update of a job and say what the pilot must hear."""
         with self._lock:
             self.settle()
-            row = self._active(update.job_id)
-            if row is None or update.attempt not in (None, row["attempt"]):
-                decision = _Decision("tobekilled")  # unknown, archived or another attempt's
+            row = self._row(update.job_id)
+            if row is None:
+                return Verdict(0, "tobekilled")
+            if row["archived"] or update.attempt not in (None, row["attempt"]):
+                decision = _Decision("tobekilled")
             else:
                 decision = self._decide(row, update)
                 self._set(update.job_id, **decision.columns)
@@ -380,6 +382,8 @@ class State:
     # --- rows
 
     def _row(self, job_id: int) -> sqlite3.Row | None:
+        if abs(job_id) >= _TOO_BIG:
+            return None
         row: sqlite3.Row | None = self._db.execute("SELECT * FROM jobs WHERE id=?", (job_id,)).fetchone()
         return row
 
@@ -407,11 +411,11 @@ def _number(job: definitions.Definition, key: str, default: int | None, raw: boo
 
 
 def _fits(row: sqlite3.Row, ask: Ask) -> bool:
+    if row["queue"] not in ("", ask.queue) or row["label"] not in _LABELS.get(ask.label or "managed", (ask.label,)):
+        return False
     job = json.loads(row["definition"])
     return (
-        row["queue"] in ("", ask.queue)
-        and row["label"] in _LABELS.get(ask.label or "managed", (ask.label,))
-        and _within(job.get("minRamCount"), ask.memory)
+        _within(job.get("minRamCount"), ask.memory)
         and _within(job.get("maxDiskCount"), ask.disk)
         and _within(job.get("maxWalltime"), ask.remaining_time)
         and ask.resource_type in (None, job.get("resource_type"))
@@ -439,9 +443,9 @@ def _command_text(row: sqlite3.Row) -> str:
     return ",".join(filter(None, ["debug" if row["debug"] else "", row["command"]])) or "NULL"
 
 
-def _verdict(decision: _Decision, row: sqlite3.Row | None) -> Verdict:
+def _verdict(decision: _Decision, row: sqlite3.Row) -> Verdict:
     secrets = None
-    if row is not None and "debug" in decision.command:
+    if "debug" in decision.command:
         secrets = json.loads(row["definition"]).get("pilotSecrets") or "{}"
         secrets = secrets if isinstance(secrets, str) else json.dumps(secrets)
     return Verdict(decision.status_code, decision.command, secrets)

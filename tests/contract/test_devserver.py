@@ -166,6 +166,21 @@ def test_legacy_answers_a_wrong_argument_with_pythons_words(
     assert exchange(server, f"/server/panda/{method}", form.encode(), **headers) == (500, text)
 
 
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [
+        (b"[" * 100_000, (500, "maximum recursion depth exceeded")),
+        (b"[1]", (500, "argument after ** must be a mapping, not list")),
+        (b"\xff", (500, "codec can't decode")),
+        (b'{"job_id": 1' + b"0" * 30 + b', "job_status": "running"}', (200, '"command": "tobekilled"')),
+    ],
+)
+def test_odd_bodies_are_answered(server: LocalDevServer, body: bytes, answer: tuple[int, str]) -> None:
+    status, text = exchange(server, "/api/v1/pilot/update_job", body, Content_Type="application/json")
+    assert status == answer[0]
+    assert answer[1] in text
+
+
 def test_one_connection_serves_many_requests(server: LocalDevServer) -> None:
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10)
     for _ in range(3):

@@ -106,6 +106,8 @@ def test_a_failed_start_says_why() -> None:
         (["--command", "nonsense"], "not JOBID:TEXT"),
         (["--command", "7:debug"], "PandaID=7 not found"),
         (["--cert", "/nonexistent.pem"], "No such file"),
+        (["--state", sys.executable], "not a database"),
+        (["--jobs", sys.executable], "can't decode"),
     ],
 )
 def test_a_command_line_that_cannot_be_ends_with_2_and_one_line(arguments: list[str], words: str) -> None:
