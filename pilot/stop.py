@@ -89,10 +89,11 @@ class Stop:
     async def wait(self, seconds: float = math.inf) -> bool:
         """Wait for the stop, at most `seconds`. True if it came."""
         try:
-            await asyncio.wait_for(self._event.wait(), None if math.isinf(seconds) else seconds)
+            async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+                await self._event.wait()
         except TimeoutError:
-            return False
-        return True
+            pass
+        return self.requested
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`; when the stop comes first, cancel `work`, let it clean up, and raise the reason."""
