@@ -96,25 +96,40 @@ class Stop:
         return self.requested
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`; when the stop comes first, cancel `work`, let it clean up, and raise the reason."""
+        """The result of `work`; when the stop comes first, cancel `work`, let it clean up, and raise the reason.
+
+        Work that ends well all the same, such as a file that has just arrived, is not lost: its result is returned.
+        An error that comes of the cancelling is not the cause of anything: the reason of the stop is raised.
+        """
         if self.requested:
             work.close()
             self.check()
         task = asyncio.ensure_future(work)
+        task.add_done_callback(_look_at)
         watcher = asyncio.ensure_future(self._event.wait())
         try:
             await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
-                if task.cancelled():
-                    self.check()
-            return await task
+            stopped = not task.done()
+            await _end(task)
         finally:
             watcher.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
+            await _end(task)
+        if stopped and (task.cancelled() or task.exception()):
+            self.check()
+        return task.result()
+
+
+async def _end(task: asyncio.Future[Any]) -> None:
+    """Cancel a task that still runs and let it clean up."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def _look_at(task: asyncio.Future[Any]) -> None:
+    """asyncio complains of an error that nobody looked at, even if whoever waited for it was cancelled."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def in_thread(work: Callable[..., T], *args: Any) -> T:
