@@ -141,7 +141,7 @@ async def in_thread(work: Callable[..., T], *args: Any) -> T:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def settle(result: T | None, error: BaseException | None) -> None:
+    def settle(result: T | None, error: Exception | None) -> None:
         if future.cancelled():
             return
         if error is not None:
@@ -154,7 +154,7 @@ async def in_thread(work: Callable[..., T], *args: Any) -> T:
         try:
             result = work(*args)
         except BaseException as exc:  # handed to the awaiting task, whatever it is
-            error = exc
+            error = _bearable(exc)
         try:
             loop.call_soon_threadsafe(settle, result, error)
         except RuntimeError:  # the loop has ended: nobody is waiting for the result any more
@@ -162,3 +162,16 @@ async def in_thread(work: Callable[..., T], *args: Any) -> T:
 
     threading.Thread(target=run, name=getattr(work, "__name__", "work"), daemon=True).start()
     return await future
+
+
+def _bearable(error: BaseException) -> Exception:
+    """What a library may raise in its thread, but not in ours.
+
+    `sys.exit` in a copy tool would end the pilot, a StopIteration cannot be put into a future, and a CancelledError
+    would look as if somebody had cancelled the task.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    strange = RuntimeError(f"{type(error).__name__} in a thread: {error}")
+    strange.__cause__ = error
+    return strange
