@@ -127,7 +127,7 @@ async def _end(task: asyncio.Future[Any]) -> None:
 
 
 def _look_at(task: asyncio.Future[Any]) -> None:
-    """asyncio complains of an error that nobody looked at, even if whoever waited for it was cancelled."""
+    """Nobody need wait for an error any more; asyncio complains of one that was never looked at."""
     if not task.cancelled():
         task.exception()
 
