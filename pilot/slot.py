@@ -158,7 +158,7 @@ class Slot:
 
     def _parse(self, raw: RawJob) -> Job:
         for key in ("secrets", "pilotSecrets"):
-            self._bench.masker.add(str(raw.get(key) or ""))
+            self._bench.masker.add(raw.get(key))
         shown = {key: "********" if key in ("secrets", "pilotSecrets") and raw[key] else raw[key] for key in raw}
         logger.info("job definition = %s", shown)
         return parse_job(raw, environ=self._bench.environ, filters=self._bench.experiment)
