@@ -143,25 +143,25 @@ def send(pids: Sequence[int], signum: signal.Signals) -> None:
 
 def is_zombie(pid: int) -> bool:
     """True if a process has ended but was not waited for, or is gone."""
+    fields = _stat(pid)
+    return not fields or fields[0] in (b"Z", b"X")
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the state on (proc(5)); empty if there is no such process.
+
+    Bytes, since the name of the program in front of them may be any bytes, parentheses and line ends among them.
+    """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return True
-    return stat.rpartition(")")[2].split()[0] in ("Z", "X")
+        return []
 
 
 def _children_by_scan(pid: int) -> list[int]:
     """Children found by looking at every process, where the kernel has no `children` files."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(stat.rpartition(")")[2].split()[1]) == pid:
-                found.append(int(entry.name))
-    return found
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    return [one for one in pids if _stat(one)[1:2] == [b"%d" % pid]]
 
 
 def _become_subreaper() -> None:
