@@ -52,9 +52,13 @@ class Processes:
             self._own.discard(process.pid)
 
     def adopted(self) -> list[int]:
-        """Children that we did not start: left behind by a payload."""
+        """Children that we did not start: left behind by a payload.
+
+        Those of our own session are not: a payload has sessions of its own and no process can join another. They are
+        of some library that starts a program by itself, and waits for it.
+        """
         with self._lock:
-            return [pid for pid in children() if pid not in self._own]
+            return [pid for pid in children() if pid not in self._own and not _in_our_session(pid)]
 
     def reap(self) -> None:
         """Collect adopted children that have ended, and count their CPU seconds into `adopted_usage`."""
@@ -156,6 +160,13 @@ def _stat(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def _in_our_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == os.getsid(0)
+    except ProcessLookupError:  # another thread has just waited for it
+        return True
 
 
 def _children_by_scan(pid: int) -> list[int]:
