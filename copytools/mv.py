@@ -85,6 +85,7 @@ class Mv(CopyTool):
         source, target = transfer.path, local_path(transfer.url)
         with _faults(Direction.OUT, f"{self._out} {source} to {target}"):
             _regular_size(source, Direction.OUT)
+            line = _arc_line(transfer) if transfer.onward else ""
             _make_parents(target)
             try:
                 checksums = self._deliver(source, target, transfer, handle)
@@ -92,8 +93,8 @@ class Mv(CopyTool):
                 checksums = _same_content(source, target, transfer, handle)
             if self._out == "move" and not _is_same_path(source, target):
                 _remove_moved(source)
-            if transfer.onward:
-                _announce(self.context.launch_dir / "output.list", transfer)
+            if line:
+                _announce(self.context.launch_dir / "output.list", line)
             return Stored(url=transfer.onward or transfer.url, size=target.stat().st_size, checksums=checksums)
 
     def stat(self, url: str, handle: Handle) -> Stored | None:
@@ -253,6 +254,8 @@ def _copy_bytes(source: Path, partial: Path, hasher: Hasher, handle: Handle, syn
             handle.advance(count)
             hasher.update(buffer[:count])
             _write(writer.fileno(), buffer[:count])
+            if reader.tell() > size:  # it grows: who knows for how long
+                break
         if reader.tell() != size:
             raise OSError(errno.EAGAIN, f"size changed from {size} to {reader.tell()} bytes while it was copied")
         if sync:
@@ -335,15 +338,20 @@ def _remove_moved(source: Path) -> None:
         logger.warning("mv: cannot remove %s after it was moved: %s", source, error.strerror)
 
 
-def _announce(output_list: Path, transfer: Transfer) -> None:
-    """Append the file's line for ARC, once. One write to a file opened for appending cannot mix with another's."""
-    line = f"{transfer.file.lfn} {_arc_url(transfer)}"
-    if not line.isprintable():
-        raise TransferError(Code.BADOUTPUTFILENAME, f"{line!r} cannot stand in {output_list}", Trait.FATAL)
+def _announce(output_list: Path, line: str) -> None:
+    """Append a line for ARC, once. One write to a file opened for appending cannot mix with another's."""
     file = os.open(output_list, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     with open(file, "r+b", buffering=0) as lines:
         if line.encode() not in (lines.readall() or b"").split(b"\n"):
             lines.write(line.encode() + b"\n")
+
+
+def _arc_line(transfer: Transfer) -> str:
+    """The file's line in `output.list`. A name with a line break would be a line of its own there."""
+    line = f"{transfer.file.lfn} {_arc_url(transfer)}"
+    if not line.isprintable():
+        raise TransferError(Code.BADOUTPUTFILENAME, f"{line!r} cannot stand in output.list", Trait.FATAL)
+    return line
 
 
 def _arc_url(transfer: Transfer) -> str:

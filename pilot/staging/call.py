@@ -145,7 +145,7 @@ class Call:
 
     async def aside(self, work: Callable[..., T], *args: object) -> T:
         """Run blocking `work(*args)` in a thread that is left alone at a stop."""
-        return await self._stop.guard(_awaited(in_thread(work, *args)))
+        return await self._stop.guard(in_thread(work, *args))
 
     async def in_slot(self, size: int | None, work: Callable[..., T]) -> T:
         """Run blocking `work(handle=)` in a thread when there is a place, for as long as so many bytes may take."""
@@ -206,10 +206,6 @@ class Call:
                 await self._stop.wait(min(self._pause * 2 ** (number - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.5))
                 self._stop.check()
         return Trait.NEXT
-
-
-async def _awaited(result: Awaitable[T]) -> T:
-    return await result
 
 
 async def _supervised(work: Callable[[], T], handle: TransferHandle, stop: Stop) -> T:

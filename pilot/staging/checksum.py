@@ -65,7 +65,7 @@ class Hasher:
 
 
 def file_checksums(path: Path, types: Iterable[str], check: Callable[[], None] = lambda: None) -> dict[str, str]:
-    """Checksums of a file, all types in one pass.
+    """Checksums of a file as long as it is now, all types in one pass.
 
     Args:
         path: the file.
@@ -84,10 +84,11 @@ def file_checksums(path: Path, types: Iterable[str], check: Callable[[], None] =
         size = os.fstat(source.fileno()).st_size
         if wanted == ["adler32"] and size >= PARALLEL_FROM:
             return {"adler32": f"{_adler32_by_two(source.fileno(), size, check):08x}"}
-        buffer = memoryview(bytearray(min(BLOCK, size or BLOCK)))
-        while count := source.readinto(buffer):
+        buffer, left = memoryview(bytearray(min(BLOCK, size))), size  # no more: a file may grow for ever
+        while left > 0 and (count := source.readinto(buffer[:left])):
             check()
             hasher.update(buffer[:count])
+            left -= count
     return hasher.digests()
 
 
