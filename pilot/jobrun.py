@@ -155,6 +155,7 @@ class JobRun:
         self._make_workdir()
         self._heartbeat.announce(State.STARTING)
         _refuse_own_names(self.job)
+        _refuse_missing_features(self.job)
         self._info = self.bench.info.overlaid(self.job.queue_overrides, self.job.storage_overrides)
         self.bench.experiment.verify(self.job)
         await self._stage_in()
@@ -386,6 +387,20 @@ def _refuse_own_names(job: Job) -> None:
         if file.lfn in OWN_NAMES:
             field = "inFiles" if file.kind is Kind.INPUT else "outFiles"
             raise JobDefinitionError(field, f"{file.lfn!r} is the name of a file of the pilot in the job directory")
+
+
+def _refuse_missing_features(job: Job) -> None:
+    """Better no result than a wrong one: a job that needs what this pilot cannot do yet is not run without it."""
+    wishes = {
+        "a container (container_name)": job.container_image,
+        "a preprocess": job.preprocess,
+        "a postprocess": job.postprocess,
+        "a coprocess": job.coprocess,
+        "event service (eventService)": job.event_service or job.event_service_merge,
+    }
+    missing = [wish for wish, wanted in wishes.items() if wanted]
+    if missing:
+        raise PilotError(Code.NOTIMPLEMENTED, f"the job wants {', '.join(missing)}")
 
 
 def _words(comma_list: str) -> list[str]:
