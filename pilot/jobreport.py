@@ -55,8 +55,15 @@ class Reporter:
         self._getjob = getjob_seconds
         self._started = time.time()
 
-    def report(self, state: State, *, pilot_log: str = "", metadata: str = "") -> Report:
-        """An update with this state; a final one carries errors, files and timings."""
+    def report(self, state: State, *, pilot_log: str = "", metadata: str = "", metrics: str | None = None) -> Report:
+        """An update with this state; a final one carries errors, files and timings.
+
+        Args:
+            state: of the job.
+            pilot_log: extract of a log, for a final one.
+            metadata: the payload's job report, for a final one.
+            metrics: instead of those of the experiment.
+        """
         outcome, speaker = self._outcome, self._speaker
         job = outcome.job
         final = state.final
@@ -83,7 +90,7 @@ class Reporter:
             timings=self._timings() if final else None,
             usage=outcome.usage,
             n_input_files=sum(1 for done in outcome.files if done.file.kind is Kind.INPUT) or None,
-            metrics=words(self._experiment.metrics(job, outcome.metrics)),
+            metrics=words(self._experiment.metrics(job, outcome.metrics)) if metrics is None else metrics,
             pilot_log=pilot_log[-PILOT_LOG_LIMIT:] if final else "",
             metadata=metadata if final else "",
             source_site=speaker.source_site,

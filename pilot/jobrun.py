@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,8 @@ class JobRun:
         await self._report()
         self._slot_stop.detach(self.stop)
         self.bench.progress.ended(self.outcome)
+        if self.bench.settings.cleanup:
+            await in_thread(partial(shutil.rmtree, self.workdir, ignore_errors=True))
         return self.outcome
 
     async def _work(self) -> None:
@@ -231,9 +235,7 @@ class JobRun:
             experiment=bench.experiment.environment(job),
         )
         self._enter("payload")
-        payload = PayloadProcess.start(
-            text, workdir=self.workdir, environment=environment, processes=bench.processes
-        )
+        payload = PayloadProcess.start(text, workdir=self.workdir, environment=environment, processes=bench.processes)
         self._note("started", sync=True, pid=payload.pid)
         self._heartbeat.announce(State.RUNNING)
         return payload
@@ -249,6 +251,9 @@ class JobRun:
         finally:
             watching.cancel()
             await self._end_payload(payload)
+            await asyncio.wait({watching})
+            if not watching.cancelled() and watching.exception():
+                logger.error("the watch over the payload broke", exc_info=watching.exception())
         verdict = diagnose(self.job, ended, self.workdir)
         self.outcome.exe_code, self.outcome.exe_diag = verdict.exe_code, verdict.exe_diag
         if verdict.error:
@@ -362,8 +367,13 @@ class JobRun:
 
     def _final(self) -> Report:
         extract = tail(self.workdir / "payload.stderr") if self.outcome.error else ""
-        metadata = self.bench.experiment.payload_metadata(self.workdir)
-        return self._reporter.report(self.outcome.state, pilot_log=extract, metadata=metadata)
+        try:
+            metadata = self.bench.experiment.payload_metadata(self.workdir)
+            return self._reporter.report(self.outcome.state, pilot_log=extract, metadata=metadata)
+        except Exception as error:  # the door of the experiment: what it adds to a report must not keep it back
+            logger.exception("the experiment's part of the report is left out")
+            self._fail(internal_error(error))
+            return self._reporter.report(self.outcome.state, pilot_log=extract, metrics="")
 
     async def _beat(self, state: State, deadline: Deadline) -> Reply:
         self.outcome.usage = self._tally.usage()

@@ -89,7 +89,12 @@ class LocalRun:
         info = await self._info(fetch, stop)
         # Copies, not links and moves: inputs belong to the user, and a kept job directory shall be whole.
         settings = Settings(
-            queue=info.queue.name, grace=self.grace, mv_stagein="copy", mv_stageout="copy", free_space_limit_running=0
+            queue=info.queue.name,
+            grace=self.grace,
+            mv_stagein="copy",
+            mv_stageout="copy",
+            free_space_limit_running=0,
+            cleanup=False,  # the main directory goes as a whole, or is kept
         )
         bench = make_bench(
             settings,
