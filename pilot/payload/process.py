@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 #: Seconds between looks at a tree that was told to go.
 _LOOK = 0.05
 
+#: Looks at a tree of which nothing seems to live. One that cannot be reaped, such as one that is traced, ends them.
+_PASSES = 10
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
@@ -111,11 +114,24 @@ class PayloadProcess:
         return self._ended
 
     def members(self) -> list[int]:
-        """Pids of all living processes of the payload, parents first."""
+        """Pids of all living processes of the payload, parents first.
+
+        A process that dies while we look hands its children over to us behind our back. So when all that were found
+        are dead we look again: nothing is left only when there is no child of ours to start from.
+        """
+        for _ in range(_PASSES):
+            roots = self._roots()
+            alive = [pid for pid in descendants(roots) if not is_zombie(pid)]
+            if alive or not roots:
+                return alive
+        return []
+
+    def _roots(self) -> list[int]:
+        """The first process unless it has ended, then those that came to us: looked for last, it may end meanwhile."""
+        # A pid that was waited for may be somebody else's by now.
+        first = [self.pid] if self._process.returncode is None and not is_zombie(self.pid) else []
         self._processes.reap()
-        first = [self.pid] if self._ended is None else []  # a pid that was waited for may be somebody else's by now
-        roots = [pid for pid in [*first, *self._processes.adopted()] if not is_zombie(pid)]
-        return [pid for pid in descendants(roots) if not is_zombie(pid)]
+        return [*first, *self._processes.adopted()]
 
     async def stop(self, deadline: Deadline, grace: float | None = None) -> None:
         """End the payload and everything of it: TERM (and CONT), then KILL.
