@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 PR_SET_CHILD_SUBREAPER = 36
 
+#: Place of `num_threads` among the fields that `_stat` gives, the 20th of proc(5).
+_NUM_THREADS = 17
+
 #: False on kernels built without CONFIG_PROC_CHILDREN.
 _HAS_CHILDREN_FILE = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 
@@ -146,9 +149,12 @@ def send(pids: Sequence[int], signum: signal.Signals) -> None:
 
 
 def is_zombie(pid: int) -> bool:
-    """True if a process has ended but was not waited for, or is gone."""
+    """True if a process has ended but was not waited for, or is gone.
+
+    One whose first thread has ended looks like a zombie too, but lives on in its other threads.
+    """
     fields = _stat(pid)
-    return not fields or fields[0] in (b"Z", b"X")
+    return not fields or (fields[0] in (b"Z", b"X") and int(fields[_NUM_THREADS]) <= 1)
 
 
 def _stat(pid: int) -> list[bytes]:
