@@ -182,9 +182,9 @@ class JobRun:
         self.outcome.fail(error)
         self._note("failed", code=int(error.code), diag=error.diag)
 
-    def _enter(self, phase: str) -> None:
+    def _enter(self, phase: str, *, sync: bool = False, **facts: Any) -> None:
         """Begin a phase: the journal has it first."""
-        self._note(phase)
+        self._note(phase, sync=sync, **facts)
         self._watch.enter(phase)
         self.outcome.timings = self._watch.timings
         self.bench.progress.phase(self.job, phase)
@@ -216,7 +216,7 @@ class JobRun:
         for staged in result.staged:
             done = FileOutcome(file=staged.file, url=staged.url, size=staged.size, checksums=staged.checksums)
             self.outcome.files.append(done)
-            self._note("moved", sync=True, **done.as_dict())
+            self._note("moved", sync=staged.file.kind is not Kind.INPUT, **done.as_dict())
             self.bench.progress.moved(self.job, done)
         if result.error:
             raise result.error
@@ -346,9 +346,8 @@ class JobRun:
 
     async def _report(self) -> None:
         """The final report: tried until the server took it, or until there is no time left."""
-        self._enter("report")
         report = self._final()
-        self._note("report", sync=True, state=report.state.value, code=report.error_code)
+        self._enter("report", sync=True, state=report.state.value, code=report.error_code)
         sending = asyncio.create_task(
             self.bench.server.update(report, Deadline(self.bench.settings.final_report_timeout))
         )
