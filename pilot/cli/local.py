@@ -13,7 +13,7 @@ out. The file is short YAML (see --example) or a server's job definition in JSON
 _EPILOG = """\
   pilot local --example > job.yaml && pilot local job.yaml
 
-The exit code is 0 if the job finished, else that of the error (docs/error-codes.md)."""
+The exit code is 0 if the job finished, else that of the error (the table in pilot/errors.py)."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
