@@ -83,7 +83,8 @@ async def wait_exit(process: subprocess.Popen[Any]) -> resource.struct_rusage | 
     """Wait until a process has ended; its `returncode` is set then.
 
     Returns:
-        What the process and those of its descendants that were waited for have used; None if only a thread could wait.
+        What the process and those of its descendants that were waited for have used; None if only a thread could
+        wait, or if somebody else has collected it first.
     """
     try:
         pidfd = os.pidfd_open(process.pid)
@@ -101,8 +102,10 @@ async def wait_exit(process: subprocess.Popen[Any]) -> resource.struct_rusage | 
     return _collect(process)
 
 
-def _collect(process: subprocess.Popen[Any]) -> resource.struct_rusage:
-    """The exit status of a process that has ended goes to its `returncode`, its usage to the caller."""
+def _collect(process: subprocess.Popen[Any]) -> resource.struct_rusage | None:
+    """The exit status of a process that has ended goes to its `returncode`, its usage to the first who asks."""
+    if process.returncode is not None:
+        return None
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return usage

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +104,16 @@ class PayloadProcess:
         return cls(process, processes)
 
     async def wait(self) -> Ended:
-        """Wait for the first process to end."""
+        """Wait for the first process to end. CPU time counts what its other processes used until now."""
         if self._ended is None:
             usage = await wait_exit(self._process)
-            self._processes.forget(self._process)
-            self._processes.reap()
-            self._ended = self._result(cpu_seconds(usage) if usage else 0.0)
-            logger.info("payload ended: %s", self._ended)
-        return self._ended
+            if self._ended is None:  # two may have waited
+                self._processes.forget(self._process)
+                self._processes.reap()
+                self._ended = self._result(cpu_seconds(usage) if usage else 0.0)
+                logger.info("payload ended with status %d after %.1f s", self._ended.status, self._ended.seconds)
+        orphans = self._processes.adopted_usage - self._adopted_before
+        return replace(self._ended, cpu_time=self._ended.cpu_time + orphans)
 
     def members(self) -> list[int]:
         """Pids of all living processes of the payload, parents first.
@@ -166,7 +168,7 @@ class PayloadProcess:
             signum=-code if code < 0 else None,
             stopped=self._stopped,
             seconds=time.monotonic() - self._started,
-            cpu_time=cpu_time + self._processes.adopted_usage - self._adopted_before,
+            cpu_time=cpu_time,
         )
 
 
