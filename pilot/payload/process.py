@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -181,10 +182,14 @@ def signal_name(signum: int) -> str:
 
 
 def tail(path: Path, size: int = 2048) -> str:
-    """The last `size` bytes of a file as text; empty if there is none."""
+    """The last `size` bytes of a regular file as text; empty if there is none."""
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+        # A payload may have put a pipe in its place: to open it must not wait for somebody who writes.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return ""
+            file.seek(max(0, status.st_size - size))
             return file.read(size).decode(errors="replace")
     except OSError:
         return ""
