@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from pilot.payload.process import PayloadProcess, tail
 from pilot.pilotlog import PilotLog
 from pilot.processes import Processes
 from pilot.queuedata import QueueInfo
+from pilot.removal import remove_tree
 from pilot.server import Server
 from pilot.server.report import Reply, Report, State
 from pilot.settings import Settings
@@ -58,8 +58,11 @@ OWN_NAMES = (JOURNAL, SECRETS, "pilotlog.txt", "payload.stdout", "payload.stderr
 
 #: Share of the time left after a stop that the payload may take to end, KILL included.
 PAYLOAD_SHARE = 0.6
-#: Seconds kept back for the final report when the log is made and uploaded after a stop.
-REPORT_RESERVE = 4.0
+#: Seconds kept back for the final report when the log is made and uploaded after a stop, and the share of what is left
+#: that this may be at most.
+REPORT_RESERVE, REPORT_SHARE = 4.0, 0.5
+#: Seconds that the final report gets even when there is no time left: a server that is well answers in milliseconds.
+REPORT_LEAST = 1.0
 #: Seconds that processes left behind by a payload get between TERM and KILL.
 LEFTOVER_GRACE = 2.0
 #: Longest wait for an update on its way before the final one is sent, s.
@@ -150,9 +153,15 @@ class JobRun:
         await self._report()
         self._slot_stop.detach(self.stop)
         self.bench.progress.ended(self.outcome)
-        if self.bench.settings.cleanup:
-            await in_thread(partial(shutil.rmtree, self.workdir, ignore_errors=True))
+        await self._clean_up()
         return self.outcome
+
+    async def _clean_up(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        if self.bench.settings.cleanup:
+            await in_thread(remove_tree, self.workdir)
 
     async def _work(self) -> None:
         """The phases that make a job; the first that fails ends it."""
@@ -245,7 +254,7 @@ class JobRun:
         watching = asyncio.create_task(watch(self._looks(payload), self.stop, self.bench.settings.grace))
         try:
             ended = await self.stop.guard(payload.wait())
-            if ended.status > 128:  # perhaps by the signal that is about to reach us too: Slurm tells everybody
+            if ended.status:  # perhaps for the signal that is about to reach us too: Slurm tells everybody
                 await self.stop.wait(SIGNAL_PATIENCE)
             self.stop.check()
         finally:
@@ -274,8 +283,7 @@ class JobRun:
         return looks
 
     async def _end_payload(self, payload: PayloadProcess) -> None:
-        share = Deadline(min(self.stop.deadline.remaining * PAYLOAD_SHARE, self.bench.settings.grace))
-        await payload.stop(share, grace=None if self.stop.requested else LEFTOVER_GRACE)
+        await self.stop.paced(lambda: payload.stop(self._payload_share(), self._payload_grace()))
         try:
             ended = await asyncio.wait_for(payload.wait(), timeout=1.0)
         except TimeoutError:
@@ -284,6 +292,14 @@ class JobRun:
         self._note("ended", exit_code=ended.exit_code, signum=ended.signum)
         self.outcome.exit_code, self.outcome.signum = ended.exit_code, ended.signum
         self.outcome.usage = replace(self._tally.usage(), cpu_time=round(ended.cpu_time))
+
+    def _payload_share(self) -> Deadline:
+        """By when nothing of the payload may be left."""
+        return Deadline(min(self.stop.deadline.remaining * PAYLOAD_SHARE, self.bench.settings.grace))
+
+    def _payload_grace(self) -> float | None:
+        """Seconds between TERM and KILL, None for the usual part of the share."""
+        return None if self.stop.requested else LEFTOVER_GRACE
 
     # -------------------------------------------------------------------------------------------------- outputs and log
 
@@ -303,9 +319,17 @@ class JobRun:
         if log is None or self._journal is None:
             return
         self._enter("log")
+        self._revive_workdir()
         async with self._time_box(LOG_TIMEOUT) as box:
             await box.guard(in_thread(self._pack, log, box))
             self._keep(await self.bench.engine(self._info, self.job).stage_out([log], self.workdir, box))
+
+    def _revive_workdir(self) -> None:
+        """A payload that removed its directory, or took our rights on it away, leaves a log with the pilot's part."""
+        with suppress(OSError):
+            self.workdir.mkdir(mode=0o770, exist_ok=True)
+            if not self.workdir.is_symlink():
+                self.workdir.chmod(0o770)
 
     def _pack(self, log: File, box: Stop) -> None:
         moved = [file.lfn for file in (*self.job.inputs, *self.job.outputs)]
@@ -327,7 +351,7 @@ class JobRun:
 
         async def close() -> None:
             if await self.stop.wait(seconds):
-                await asyncio.sleep(self.stop.deadline.less(REPORT_RESERVE).remaining)
+                await self.stop.paced(lambda: asyncio.sleep(self._log_share()))
             box.request(PilotError(Code.LOGCREATIONTIMEOUT, "the time for the log is over"), grace=1.0)
 
         closing = asyncio.create_task(close())
@@ -335,6 +359,11 @@ class JobRun:
             yield box
         finally:
             closing.cancel()
+
+    def _log_share(self) -> float:
+        """Seconds that are left for the log after a stop."""
+        left = self.stop.deadline.remaining
+        return left - min(REPORT_RESERVE, left * REPORT_SHARE)
 
     # ---------------------------------------------------------------------------------------------------------- reports
 
@@ -351,18 +380,21 @@ class JobRun:
         sending = asyncio.create_task(
             self.bench.server.update(report, Deadline(self.bench.settings.final_report_timeout))
         )
-        stopped = asyncio.create_task(self.stop.wait())
-        await asyncio.wait({sending, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
+        await self.stop.paced(lambda: asyncio.wait({sending}, timeout=self._report_share()))
         try:
-            await asyncio.wait_for(sending, self.stop.deadline.remaining)
+            await asyncio.wait_for(sending, 0)
         except (ServerError, TimeoutError) as error:
-            logger.error("job %d: the final report was not delivered: %s", self.job.job_id, error)
+            reason = error.detail if isinstance(error, ServerError) else "no time left"
+            logger.error("job %d: the final report was not delivered: %s", self.job.job_id, reason)
             self._note("unreported", sync=True)
         else:
             self.outcome.reported = True
             self._note("reported", sync=True)
         self._watch.enter("")
+
+    def _report_share(self) -> float | None:
+        left = self.stop.deadline.remaining
+        return None if math.isinf(left) else max(left, REPORT_LEAST)
 
     def _final(self) -> Report:
         extract = tail(self.workdir / "payload.stderr") if self.outcome.error else ""

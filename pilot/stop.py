@@ -56,6 +56,7 @@ class Stop:
         self.reason: PilotError | None = None
         self.deadline = Deadline()
         self._event = asyncio.Event()
+        self._shortened = asyncio.Event()
         self._children: list[Stop] = []
         if parent is not None:
             parent._children.append(self)
@@ -73,6 +74,8 @@ class Stop:
             self.reason = reason
         if grace < self.deadline.remaining:
             self.deadline = Deadline(grace)
+            self._shortened.set()
+            self._shortened = asyncio.Event()
         self._event.set()
         for child in self._children:
             child.request(reason, grace)
@@ -117,6 +120,23 @@ class Stop:
         if stopped and (task.cancelled() or task.exception()):
             self.check()
         return task.result()
+
+    async def paced(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result of `work()`, which is begun anew whenever the time that is left gets shorter.
+
+        For work that winds down in a share of that time: a second signal must not find it waiting by the first one's.
+        """
+        while True:
+            task = asyncio.ensure_future(work())
+            task.add_done_callback(_look_at)
+            hurry = asyncio.ensure_future(self._shortened.wait())
+            try:
+                await asyncio.wait({task, hurry}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                hurry.cancel()
+                await _end(task)
+            if not task.cancelled():
+                return task.result()
 
 
 async def _end(task: asyncio.Future[Any]) -> None:

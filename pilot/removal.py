@@ -1,0 +1,35 @@
+"""Removing a directory tree that somebody else has filled."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def remove_tree(top: Path) -> None:
+    """Remove a directory and all below it; links are not followed. What stays is told to the log. Blocks.
+
+    A payload may have taken our own rights on its directories away (`chmod 000`), so these are put back if need be.
+    """
+    shutil.rmtree(top, ignore_errors=True)
+    if not os.path.lexists(top):
+        return
+    _make_usable(top)
+    for folder, names, _ in os.walk(top):
+        for name in names:
+            _make_usable(Path(folder, name))
+    shutil.rmtree(top, ignore_errors=True)
+    if os.path.lexists(top):
+        logger.warning("%s could not be removed", top)
+
+
+def _make_usable(directory: Path) -> None:
+    try:
+        if not directory.is_symlink():
+            directory.chmod(0o700)
+    except OSError:  # another user's, or gone
+        pass
