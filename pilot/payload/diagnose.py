@@ -11,11 +11,14 @@ from pathlib import Path
 
 from pilot.errors import DIAG_LIMIT, Code, PilotError
 from pilot.job import Job
-from pilot.payload.process import Ended, signal_name, tail
+from pilot.payload.process import Ended, open_left, signal_name, tail
 
 logger = logging.getLogger(__name__)
 
 ERROR_REPORT = "payload_error_report.json"
+
+#: Bytes read of it: one that is longer is no report.
+_REPORT_LIMIT = 1_000_000
 
 #: Exit statuses with a meaning of their own (`errorcodes.json`, payload_special_exit_codes).
 _SPECIAL_EXITS = {146: Code.NOUSERTARBALL, 251: Code.UNKNOWNTRFFAILURE}
@@ -70,11 +73,12 @@ def diagnose(job: Job, ended: Ended, workdir: Path, *, remote_io: bool = False) 
 def _own_report(workdir: Path) -> tuple[int, str]:
     """`error_code` and `error_diag` of `payload_error_report.json`, (0, '') without one."""
     try:
-        report = json.loads((workdir / ERROR_REPORT).read_text())
+        with open_left(workdir / ERROR_REPORT) as file:
+            report = json.loads(file.read(_REPORT_LIMIT))
         return int(report.get("error_code") or 0), str(report.get("error_diag") or "")[:DIAG_LIMIT]
     except FileNotFoundError:
         return 0, ""
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("%s cannot be read: %s", ERROR_REPORT, error)
         return 0, ""
 

@@ -7,6 +7,7 @@ to these and to nobody else.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pilot.errors import Code, PilotError
 from pilot.processes import Processes, cpu_seconds, descendants, is_zombie, send, wait_exit
@@ -184,12 +185,24 @@ def signal_name(signum: int) -> str:
 def tail(path: Path, size: int = 2048) -> str:
     """The last `size` bytes of a regular file as text; empty if there is none."""
     try:
-        # A payload may have put a pipe in its place: to open it must not wait for somebody who writes.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                return ""
-            file.seek(max(0, status.st_size - size))
+        with open_left(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
             return file.read(size).decode(errors="replace")
     except OSError:
         return ""
+
+
+def open_left(path: Path) -> BinaryIO:
+    """Open a file that a payload left in its directory, to read it.
+
+    Only a regular one: to open a pipe would wait for somebody who writes, and what a link leads to, such as a token of
+    the pilot, is not what the payload wrote.
+
+    Raises:
+        OSError: there is none.
+    """
+    file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
