@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -97,7 +96,10 @@ def test_stop_lets_an_obedient_payload_end_itself(tmp_path, processes):
 
 
 def test_stop_kills_what_ignores_it_and_wakes_what_sleeps_stopped(tmp_path, processes):
-    text = "trap '' TERM; (trap '' TERM; sleep 60) & setsid sleep 61 & (kill -STOP $BASHPID; sleep 62) & echo up; sleep 63; sleep 64"
+    text = (
+        "trap '' TERM; (trap '' TERM; sleep 60) & setsid sleep 61 & "
+        "(kill -STOP $BASHPID; sleep 62) & echo up; sleep 63; sleep 64"
+    )
 
     async def main():
         payload = start(text, tmp_path, processes)
@@ -126,3 +128,135 @@ def test_a_program_that_cannot_be_started_is_an_error_of_the_table(tmp_path, pro
     with pytest.raises(PilotError) as caught:
         start("true\0", tmp_path, processes)
     assert caught.value.code is Code.PAYLOADEXECUTIONEXCEPTION
+
+
+#: A process that is always another one: each forks the next and dies.
+HOPPER = f"""exec {sys.executable} -c 'import os, time
+end = time.monotonic() + {{seconds}}
+while time.monotonic() < end:
+    if os.fork(): os._exit(0)'"""
+
+
+def test_a_process_that_keeps_forking_away_is_seen_in_every_look(tmp_path, processes):
+    async def main():
+        payload = start(HOPPER.format(seconds=0.8), tmp_path, processes)
+        end = time.monotonic() + 0.6
+        await payload.wait()
+        looks = []
+        while time.monotonic() < end:
+            looks.append(len(payload.members()))
+        await payload.stop(Deadline(5))
+        return looks, payload.members()
+
+    looks, left = asyncio.run(main())
+    assert len(looks) > 100
+    assert looks.count(0) == 0
+    assert left == []
+
+
+def test_a_process_that_keeps_forking_away_is_caught(tmp_path, processes):
+    async def main():
+        payload = start(HOPPER.format(seconds=60), tmp_path, processes)
+        await payload.wait()
+        began = time.monotonic()
+        await payload.stop(Deadline(10))
+        return time.monotonic() - began, payload.members()
+
+    took, left = asyncio.run(main())
+    assert left == []
+    assert took < 10
+
+
+def test_cpu_time_counts_what_the_payload_left_behind(tmp_path, processes):
+    burn = f"setsid {sys.executable} -c 'import time\nwhile time.process_time() < 0.4: pass\ntime.sleep(60)'"
+
+    async def main():
+        payload = start(f"{burn} & sleep 0.1", tmp_path, processes)
+        first = await payload.wait()
+        await asyncio.sleep(0.8)
+        await payload.stop(Deadline(5))
+        return first.cpu_time, (await payload.wait()).cpu_time
+
+    first, last = asyncio.run(main())
+    assert first < 0.2
+    assert 0.4 <= last < 0.6
+
+
+def test_two_may_wait_for_one_payload_and_a_wait_may_be_repeated(tmp_path, processes):
+    async def main():
+        payload = start("sleep 0.05; exit 3", tmp_path, processes)
+        ended = await asyncio.gather(payload.wait(), payload.wait())
+        return [*ended, await payload.wait()]
+
+    assert len(set(asyncio.run(main()))) == 1
+
+
+def test_a_wait_that_was_cancelled_can_be_taken_up_again(tmp_path, processes):
+    async def main():
+        payload = start("sleep 0.2; exit 3", tmp_path, processes)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(payload.wait(), 0.02)
+        return await payload.wait()
+
+    assert asyncio.run(main()).exit_code == 3
+
+
+def test_stop_of_a_payload_that_has_ended_long_ago_does_nothing_and_says_so(tmp_path, processes):
+    async def main():
+        payload = start("exit 3", tmp_path, processes)
+        await payload.wait()
+        began = time.monotonic()
+        await payload.stop(Deadline(5))
+        return (await payload.wait()).stopped, time.monotonic() - began
+
+    stopped, took = asyncio.run(main())
+    assert not stopped
+    assert took < 0.5
+
+
+def test_its_environment_is_what_it_is_given_and_nothing_else(tmp_path, processes):
+    async def main():
+        payload = PayloadProcess.start(
+            "/usr/bin/env -0", workdir=tmp_path, environment={"ONLY": "this one"}, processes=processes
+        )
+        await payload.wait()
+
+    asyncio.run(main())
+    names = {entry.partition("=")[0] for entry in (tmp_path / "payload.stdout").read_text().split("\0") if entry}
+    assert names == {"ONLY", "PWD", "SHLVL", "_"}  # three are bash's own
+
+
+def test_it_inherits_no_descriptor_of_the_pilot(tmp_path, processes):
+    with open(tmp_path / "secret", "w") as file:
+        os.set_inheritable(file.fileno(), True)
+        run("ls -l /proc/self/fd", tmp_path, processes)
+    assert "secret" not in tail(tmp_path / "payload.stdout")
+
+
+def test_a_prefix_runs_the_shell(tmp_path, processes):
+    async def main():
+        payload = PayloadProcess.start(
+            'echo "$MARK: $0"',
+            workdir=tmp_path,
+            environment={},
+            processes=processes,
+            prefix=["/usr/bin/env", "MARK=in"],
+        )
+        return await payload.wait()
+
+    assert asyncio.run(main()).exit_code == 0
+    assert tail(tmp_path / "payload.stdout") == "in: /bin/bash\n"
+
+
+def test_a_text_that_is_too_long_for_the_kernel_is_an_error_of_the_table(tmp_path, processes):
+    with pytest.raises(PilotError) as caught:
+        start("#" * 200_000, tmp_path, processes)
+    assert caught.value.code is Code.PAYLOADEXECUTIONEXCEPTION
+
+
+def test_the_tail_of_a_file_is_its_last_bytes_and_of_anything_else_nothing(tmp_path):
+    (tmp_path / "log").write_bytes(b"start \xff end")
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink("/dev/zero", tmp_path / "zeros")
+    assert tail(tmp_path / "log", 5) == "\ufffd end"
+    assert [tail(tmp_path / name) for name in ("none", "pipe", "zeros", ".")] == [""] * 4
