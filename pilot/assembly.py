@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pilot.outcome import Progress
 from pilot.pilotlog import PilotLog
 from pilot.processes import Processes
 from pilot.queuedata import QueueInfo
+from pilot.removal import remove_tree
 from pilot.server import Server
 from pilot.server.tls import Tls
 from pilot.settings import Settings
@@ -164,4 +164,4 @@ def make_engine(
 def remove_main_dir(place: Place, cleanup: bool) -> None:
     """Remove what `make_main_dir` made; never the launch directory."""
     if cleanup and place.main_dir != place.launch_dir:
-        shutil.rmtree(place.main_dir, ignore_errors=True)
+        remove_tree(place.main_dir)

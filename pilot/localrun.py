@@ -84,7 +84,7 @@ class LocalRun:
     ) -> Outcome:
         stop = Stop()
         processes = Processes()
-        listen(stop, self.grace, processes)
+        listen(stop, lambda: self.grace, processes)
         fetch = make_fetch(find_tls(self.environ), allow_http=False)
         info = await self._info(fetch, stop)
         # Copies, not links and moves: inputs belong to the user, and a kept job directory shall be whole.

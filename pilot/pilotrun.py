@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import platform
 import shlex
 import sys
@@ -33,12 +34,15 @@ from pilot.server.offline import NoServer
 from pilot.server.report import JobRequest
 from pilot.server.tls import find_tls
 from pilot.settings import Settings, SettingsError
-from pilot.signals import listen
+from pilot.signals import held, hold, listen
 from pilot.slot import Seat, Slot
 from pilot.stop import Stop
 from pilot.version import __version__
 
 logger = logging.getLogger(__name__)
+
+#: Seconds that the last worker status gets even when no time is left: a server that is well answers in milliseconds.
+FAREWELL_LEAST = 1.0
 
 Tick = Callable[[], Awaitable[None]]
 
@@ -79,27 +83,34 @@ class PilotRun:
         Args:
             tick: runs beside, such as a live display.
         """
+        with held():
+            place = self._place()
+            try:
+                with self._open_log(place) as log:
+                    return asyncio.run(self._guarded(place, log, tick))
+            finally:
+                remove_main_dir(place, self._settings.cleanup)
+
+    def _place(self) -> Place:
         launch_dir = Path.cwd()
-        place = Place(
+        return Place(
             launch_dir=launch_dir,
             main_dir=make_main_dir(self._settings.workdir, launch_dir),
             environ=self._environ,
             batch=BatchFacts.read(self._environ),
             node=read_node(environ=self._environ),
         )
+
+    def _open_log(self, place: Place) -> PilotLog:
         settings = self._settings
-        try:
-            with PilotLog.open(
-                place.main_dir,
-                self._masker,
-                debug=settings.debug,
-                quiet=not self._console,
-                file=not settings.nopilotlog,
-                redirect_stdout=settings.redirectstdout,
-            ) as log:
-                return asyncio.run(self._guarded(place, log, tick))
-        finally:
-            remove_main_dir(place, settings.cleanup)
+        return PilotLog.open(
+            place.main_dir,
+            self._masker,
+            debug=settings.debug,
+            quiet=not self._console,
+            file=not settings.nopilotlog,
+            redirect_stdout=settings.redirectstdout,
+        )
 
     async def _guarded(self, place: Place, log: PilotLog, tick: Tick | None) -> int:
         beside = [asyncio.ensure_future(tick())] if tick else []
@@ -108,18 +119,22 @@ class PilotRun:
         except PilotError as error:
             logger.error("%s", error)
             exit_code = error.code.exit_code
+        except Exception:  # the last door: what is wrong with us is for the log, and has an exit code too
+            logger.exception("internal error")
+            exit_code = Code.UNKNOWNEXCEPTION.exit_code
         else:
             exit_code = 0
         finally:
             for task in beside:
                 task.cancel()
         logger.info("pilot ends after %.1f s with exit code %d", time.monotonic() - self._started, exit_code)
+        hold()
         return exit_code
 
     async def _run(self, place: Place, log: PilotLog) -> None:
         stop = Stop()
         processes = Processes()
-        listen(stop, self._settings.grace, processes)
+        listen(stop, lambda: self._settings.grace, processes)
         self._say_hello(place)
         server = self._server(place)
         greeting = asyncio.ensure_future(self._worker_status(server, place, "started"))
@@ -144,8 +159,14 @@ class PilotRun:
             self.outcomes = slot.outcomes
             await slot.run()
         finally:
-            await greeting
-            await self._worker_status(server, place, "finished")
+            farewell = asyncio.ensure_future(self._farewell(greeting, server, place))
+            await stop.paced(lambda: asyncio.wait({farewell}, timeout=_seconds_for_farewell(stop)))
+            farewell.cancel()
+        stop.check()
+
+    async def _farewell(self, greeting: asyncio.Future[None], server: Server, place: Place) -> None:
+        await greeting
+        await self._worker_status(server, place, "finished")
 
     def _with_queue(self, info: QueueInfo) -> Settings:
         try:
@@ -225,6 +246,11 @@ class PilotRun:
         )
         ids = place.launch_dir / "pilot3"
         return Seat(request=request, ids_file=ids / "pandaIDs.out" if ids.is_dir() else None)
+
+
+def _seconds_for_farewell(stop: Stop) -> float | None:
+    left = stop.deadline.remaining
+    return None if math.isinf(left) else max(left, FAREWELL_LEAST)
 
 
 def job_label(settings: Settings, info: QueueInfo) -> str:

@@ -75,10 +75,12 @@ def _own_report(workdir: Path) -> tuple[int, str]:
     try:
         with open_left(workdir / ERROR_REPORT) as file:
             report = json.loads(file.read(_REPORT_LIMIT))
-        return int(report.get("error_code") or 0), str(report.get("error_diag") or "")[:DIAG_LIMIT]
+        code, text = int(report.get("error_code") or 0), str(report.get("error_diag") or "")[:DIAG_LIMIT]
+        code.to_bytes(4, signed=True)  # OverflowError for more than the server's column holds
+        return code, text
     except FileNotFoundError:
         return 0, ""
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         logger.warning("%s cannot be read: %s", ERROR_REPORT, error)
         return 0, ""
 
