@@ -369,8 +369,9 @@ class JobRun:
 
     async def refuse(self, error: PilotError) -> Outcome:
         """Report a job failed without trying it."""
-        self.outcome.fail(error)
+        self._fail(error)
         await self._report()
+        self._slot_stop.detach(self.stop)
         return self.outcome
 
     async def _report(self) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
 from pilot.job import Job
 from pilot.jobdef import job_identity, parse_job
+from pilot.jobfields import Fields
 from pilot.jobrun import Bench, JobRun
-from pilot.outcome import Outcome
+from pilot.outcome import Outcome, internal_error
 from pilot.server.report import JobRequest, RawJob
 from pilot.stop import Deadline, Stop
 
@@ -53,22 +54,27 @@ class Slot:
         self._stop = stop
         self._started = started
         self._end = Deadline(self._lifetime() - (time.monotonic() - started))
+        self._silence: ServerError | None = None
         self.outcomes: list[Outcome] = []
 
     async def run(self) -> None:
         """Run jobs until there is a reason to end; the reason is in the log.
 
         Raises:
-            PilotError: the slot cannot go on: no disk left, or it was told to stop.
+            PilotError: the slot cannot go on: no disk left, or it was told to stop; or the server never answered or
+                does not know what became of a job.
         """
         while self._wants_another():
             asked = time.monotonic()
             raw = await self._acquire()
             if raw is None:
-                logger.info("no more jobs")
                 break
             await self._run(raw, time.monotonic() - asked)
         self._stop.check()
+        if lost := [outcome.job.job_id for outcome in self.outcomes if not outcome.reported]:
+            raise ServerError(f"the final report was not delivered of job {', '.join(map(str, lost))}")
+        if self._silence and not self.outcomes:
+            raise self._silence
 
     def _wants_another(self) -> bool:
         """Whether the slot has the time for another job; `timefloor` 0 means one job only."""
@@ -94,19 +100,21 @@ class Slot:
     async def _acquire(self) -> RawJob | None:
         """Ask until there is a job, at most as often as the settings say; every wait ends at once on a stop."""
         settings = self._bench.settings
-        tries = max(1, min(settings.getjob_requests, settings.getjob_failures))
+        tries = max(1, min(settings.getjob_requests, settings.getjob_failures)) if settings.update_server else 1
         for attempt in range(tries):
             self._check_space()
             try:
-                jobs = await self._ask()
+                jobs, self._silence = await self._ask(), None
                 wait = random.uniform(settings.no_job_wait_min, settings.no_job_wait_max)
             except ServerError as error:
                 logger.warning("no answer to the request for a job: %s", error.detail)
-                jobs, wait = [], settings.getjob_retry_wait if attempt else _FIRST_RETRY_WAIT
-            if jobs:
+                jobs, self._silence = [], error
+                wait = settings.getjob_retry_wait if attempt else min(_FIRST_RETRY_WAIT, settings.getjob_retry_wait)
+            if jobs and _is_named(jobs[0]):
                 return jobs[0]
             if attempt + 1 == tries or await self._pause(wait):
                 break
+        logger.info("no more jobs")
         return None
 
     async def _pause(self, seconds: float) -> bool:
@@ -140,12 +148,16 @@ class Slot:
 
     async def _run(self, raw: RawJob, getjob_seconds: float) -> None:
         log_start = self._bench.log.position()
+        self._note_id(job_identity(raw)[0])
         try:
             job = self._parse(raw)
         except JobDefinitionError as error:
             await self._refuse(raw, error)
             return
-        self._note_id(job.job_id)
+        except Exception as error:  # the door: a bug of ours must end in a report, not in a lost job
+            logger.exception("internal error in a job definition")
+            await self._refuse(raw, internal_error(error))
+            return
         run = JobRun(
             self._bench,
             job,
@@ -157,19 +169,16 @@ class Slot:
         self.outcomes.append(await run.run())
 
     def _parse(self, raw: RawJob) -> Job:
+        Fields(raw).check_sizes()  # before it is looked through for secrets and put into the log
         for key in ("secrets", "pilotSecrets"):
             self._bench.masker.add(raw.get(key))
         shown = {key: "********" if key in ("secrets", "pilotSecrets") and raw[key] else raw[key] for key in raw}
         logger.info("job definition = %s", shown)
         return parse_job(raw, environ=self._bench.environ, filters=self._bench.experiment)
 
-    async def _refuse(self, raw: RawJob, error: JobDefinitionError) -> None:
-        """A definition that cannot be used is reported failed, if it says at least which job it is."""
-        try:
-            job_id, attempt = job_identity(raw)
-        except JobDefinitionError as nameless:
-            logger.error("a job without a usable PandaID cannot be reported: %s", nameless.detail)
-            return
+    async def _refuse(self, raw: RawJob, error: PilotError) -> None:
+        """A definition that cannot be used is reported failed."""
+        job_id, attempt = job_identity(raw)
         run = JobRun(self._bench, Job(job_id=job_id, attempt=attempt), self._stop)
         self.outcomes.append(await run.refuse(error))
 
@@ -184,3 +193,13 @@ class Slot:
                     file.write(f"{job_id}\n")
             except OSError as error:
                 logger.warning("%s: %s", self._seat.ids_file, error.strerror)
+
+
+def _is_named(raw: RawJob) -> bool:
+    """Whether a definition says which job it is: one that does not can be neither run nor reported."""
+    try:
+        job_identity(raw)
+    except JobDefinitionError as error:
+        logger.error("a job that cannot be reported: %s", error.detail)
+        return False
+    return True
