@@ -17,6 +17,9 @@ from pilot.stop import Stop, in_thread
 
 logger = logging.getLogger(__name__)
 
+#: Seconds to the next look when one was not possible.
+_BLIND = 60.0
+
 
 class Look(Protocol):
     """One question about a running job."""
@@ -51,6 +54,9 @@ async def _repeat(look: Look, stop: Stop, grace: float) -> None:
             logger.warning("%s", error)
             stop.request(error, grace)
             return
+        except OSError as error:  # the payload may have removed what we look at: that is no limit passed
+            logger.warning("%s: %s", type(look).__name__, error)
+            period = _BLIND
         await stop.wait(period * random.uniform(0.95, 1.05))
 
 
