@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format benchmark docs clean
+.PHONY: help install demo test lint format benchmark dist docs clean
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -38,6 +38,9 @@ format: .venv/.tested ## let ruff arrange the code
 
 benchmark: .venv/.tested ## the numbers of docs/benchmarks.md, measured here and now
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+dist: .venv/.installed ## pilot3.tar.gz and pilot.pyz with all they need, and their checksums
+	$(BIN)/python wrappers/dist.py
 
 docs: .venv/.installed ## pages that are made from the code
 	$(BIN)/python -m pilot.settingsdoc > docs/settings.md

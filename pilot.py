@@ -1,16 +1,39 @@
 #!/usr/bin/env python3
-"""Start a pilot as wrappers do: `python3 pilot.py -q QUEUE ...` is `pilot run -q QUEUE ...`."""
+"""Start a pilot as wrappers do: `python3 pilot.py -q QUEUE ...` is `pilot run -q QUEUE ...`.
 
+In a release archive (`wrappers/dist.py`) the packages that the pilot needs are in `lib/` beside this file.
+"""
+
+import os
+import platform
 import sys
 
-if __name__ == "__main__":
+COMMANDS = ("run", "local", "demo", "devserver", "plugins", "--version", "-h", "--help")
+
+
+def find_libraries() -> None:
+    """Let Python find what the archive carries, for this machine and this Python; a site's own packages come last."""
+    here = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib")
+    compiled = os.path.join(here, platform.machine())
+    own = os.path.join(compiled, "cp{}{}".format(*sys.version_info))
+    sys.path[1:1] = [path for path in (here, compiled, own) if os.path.isdir(path)]
+
+
+def main() -> "int | str":  # in quotes: older Pythons read this file too
+    """Run a pilot, or another command of ours if the first word names one."""
     if sys.version_info < (3, 11):  # noqa: UP036 - this is who tells the user
-        sys.exit(f"pilot.py: Python >= 3.11 is needed, this is {sys.version.split()[0]}")
+        return f"pilot.py: Python >= 3.11 is needed, this is {sys.version.split()[0]}"
+    find_libraries()
     try:
         import psutil  # noqa: F401
         import urllib3  # noqa: F401
     except ModuleNotFoundError as missing:
-        sys.exit(f"pilot.py: {missing.name} is missing; run `make install` here, or install the package with pip")
-    from pilot.cli.main import main
+        return f"pilot.py: {missing.name} is missing; run `make install` here, or install the package with pip"
+    from pilot.cli.main import main as command
 
-    sys.exit(main(["run", *sys.argv[1:]]))
+    words = sys.argv[1:]
+    return command(words if words[:1] and words[0] in COMMANDS else ["run", *words])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The release archives run jobs with nothing but a Python, and are the same bytes each time they are built."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tarfile
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    top = tmp_path_factory.mktemp("dist")
+    build(top / "one")
+    return top / "one"
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory):
+    """A Python without any package."""
+    top = tmp_path_factory.mktemp("bare")
+    venv.create(top, with_pip=False, symlinks=True)
+    return top / "bin" / "python"
+
+
+def build(output):
+    subprocess.run([sys.executable, ROOT / "wrappers" / "dist.py", "--output", output], check=True, capture_output=True)
+
+
+def run(argv, cwd):
+    clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return subprocess.run(argv, cwd=cwd, env=clean, capture_output=True, text=True, timeout=60, check=False)
+
+
+def unpacked(dist, where):
+    with tarfile.open(dist / "pilot3.tar.gz") as archive:
+        archive.extractall(where, filter="data")
+    return where / "pilot3" / "pilot.py"
+
+
+def test_checksums_are_those_of_the_files(dist):
+    rows = [line.split() for line in (dist / "SHA256SUMS").read_text().splitlines()]
+    assert {name for _, name in rows} == {"pilot3.tar.gz", "pilot.pyz"}
+    for digest, name in rows:
+        assert hashlib.sha256((dist / name).read_bytes()).hexdigest() == digest
+
+
+def test_a_second_build_gives_the_same_bytes(dist, tmp_path):
+    build(tmp_path)
+    assert (tmp_path / "SHA256SUMS").read_text() == (dist / "SHA256SUMS").read_text()
+
+
+def test_pilot_py_of_the_archive_is_pilot_run(dist, bare_python, tmp_path):
+    done = run([bare_python, unpacked(dist, tmp_path), "-q", "Q", "--pilot-user=generic", "--show-settings"], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "flag --queue" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["archive", "single file"])
+def test_it_runs_a_job_and_the_demo_without_any_package(dist, bare_python, tmp_path, kind):
+    program = unpacked(dist, tmp_path) if kind == "archive" else dist / "pilot.pyz"
+    example = run([bare_python, program, "local", "--example"], tmp_path)
+    (tmp_path / "job.yaml").write_text(example.stdout)
+    done = run([bare_python, program, "local", "job.yaml", "--result", "result.json"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '"state": "finished"' in (tmp_path / "result.json").read_text()
+    demo = run([bare_python, program, "demo"], tmp_path)
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+
+
+def test_the_single_file_leaves_no_directory(dist, bare_python, tmp_path):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    done = subprocess.run(
+        [bare_python, dist / "pilot.pyz", "plugins"],
+        env={"PILOT_PYZ_DIR": str(scratch)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mv" in done.stdout
+    assert list(scratch.iterdir()) == []
