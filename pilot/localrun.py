@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
+import logging
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,21 +11,24 @@ from pathlib import Path
 
 from pilot.assembly import Place, find_experiment, make_bench, make_fetch, make_main_dir
 from pilot.batch import BatchFacts
-from pilot.errors import PilotError
+from pilot.errors import Code, PilotError
 from pilot.job import Job
 from pilot.jobfile import LOCAL_JOB_ID, LocalJob, load_job_file
 from pilot.jobrun import JobRun
 from pilot.masking import Masker
 from pilot.node import read_node
-from pilot.outcome import Outcome, Progress
+from pilot.outcome import Outcome, Progress, internal_error
 from pilot.pilotlog import PilotLog
 from pilot.processes import Processes
 from pilot.queuedata import Queue, QueuedataLoader, QueueInfo, Sources
+from pilot.removal import remove_tree
 from pilot.server.offline import NoServer
 from pilot.server.tls import find_tls
 from pilot.settings import Settings
-from pilot.signals import listen
+from pilot.signals import hold, listen
 from pilot.stop import Stop
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -53,19 +56,32 @@ class LocalRun:
     main_dir: Path = field(init=False, default=Path())
 
     def run(self, tick: Callable[[], Awaitable[None]]) -> Outcome:
-        """Run the job. A file that cannot be used ends in a failed outcome too."""
+        """Run the job. Whatever goes wrong, such as a file that cannot be used, ends in a failed outcome too."""
         try:
             local = load_job_file(self.job_file)
-            top = str(self.workdir) if self.workdir else tempfile.mkdtemp(prefix="pilot-local-")
-            self.main_dir = make_main_dir(top, Path.cwd())
+            self.main_dir = make_main_dir(self._top(), Path.cwd())
             return self._run(local, tick)
         except PilotError as error:
-            outcome = Outcome(Job(job_id=LOCAL_JOB_ID))
-            outcome.fail(error)
-            self.progress.ended(outcome)
-            return outcome
+            return self._failed(error)
+        except Exception as error:  # the last door: somebody waits for the outcome
+            logger.debug("internal error", exc_info=True)
+            return self._failed(internal_error(error))
         finally:
             self._clean_up()
+
+    def _top(self) -> str:
+        if self.workdir:
+            return str(self.workdir)
+        try:
+            return tempfile.mkdtemp(prefix="pilot-local-")
+        except OSError as error:
+            raise PilotError(Code.MKDIR, str(error)) from error
+
+    def _failed(self, error: PilotError) -> Outcome:
+        outcome = Outcome(Job(job_id=LOCAL_JOB_ID))
+        outcome.fail(error)
+        self.progress.ended(outcome)
+        return outcome
 
     def _run(self, local: LocalJob, tick: Callable[[], Awaitable[None]]) -> Outcome:
         place = Place(
@@ -86,7 +102,7 @@ class LocalRun:
         processes = Processes()
         listen(stop, lambda: self.grace, processes)
         fetch = make_fetch(find_tls(self.environ), allow_http=False)
-        info = await self._info(fetch, stop)
+        info = await stop.guard(self._info(fetch, stop))
         # Copies, not links and moves: inputs belong to the user, and a kept job directory shall be whole.
         settings = Settings(
             queue=info.queue.name,
@@ -113,6 +129,7 @@ class LocalRun:
             return await JobRun(bench, local.job, stop, limits=local.limits).run()
         finally:
             beside.cancel()
+            hold()
 
     async def _info(self, fetch: Callable[[str], bytes], stop: Stop) -> QueueInfo:
         if not self.queuedata:
@@ -123,6 +140,4 @@ class LocalRun:
     def _clean_up(self) -> None:
         if self.keep or self.main_dir == Path():
             return
-        shutil.rmtree(self.main_dir, ignore_errors=True)
-        if self.workdir is None:
-            shutil.rmtree(self.main_dir.parent, ignore_errors=True)
+        remove_tree(self.main_dir if self.workdir else self.main_dir.parent)

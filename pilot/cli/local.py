@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pilot.cli.terminal import Terminal
 
 _DESCRIPTION = """\
 Run one job from a file on this machine, with no server: bring its inputs, run and watch its payload, take its outputs
@@ -55,7 +59,10 @@ def _run_job(args: argparse.Namespace) -> int:
 
     from pilot.cli.terminal import Terminal, size
     from pilot.localrun import LocalRun
+    from pilot.signals import held
 
+    if args.result and not os.access(args.result.absolute().parent, os.W_OK | os.X_OK):
+        args.parser.error(f"--result: {args.result.absolute().parent} is no directory that can be written to")
     terminal = Terminal(sys.stderr, quiet=args.quiet)
     local = LocalRun(
         job_file=args.job,
@@ -68,25 +75,30 @@ def _run_job(args: argparse.Namespace) -> int:
         environ=os.environ,
         progress=terminal,
     )
-    outcome = local.run(terminal.tick)
-    if args.result:
-        _write_result(args.result, outcome.as_dict())
+    with held():  # a signal that comes while nobody listens waits until the result is written
+        outcome = local.run(terminal.tick)
+        written = _write_result(args.result, outcome.as_dict(), terminal) if args.result else True
     if not args.quiet:
         for done in outcome.stored():
-            print(f"  {done.file.kind.value:<6} {done.url} ({size(done.size)})", file=sys.stderr)
-        if args.keep:
-            print(f"  kept   {local.main_dir}", file=sys.stderr)
-    return outcome.error.code.exit_code if outcome.error else 0
+            terminal.line(f"  {done.file.kind.value:<6} {done.url} ({size(done.size)})")
+        if args.keep and local.main_dir.name:
+            terminal.line(f"  kept   {local.main_dir}")
+    return outcome.error.code.exit_code if outcome.error else int(not written)
 
 
-def _write_result(path: Path, result: dict[str, object]) -> None:
-    """Whole or not at all: somebody may be waiting for this file."""
+def _write_result(path: Path, result: dict[str, object], terminal: Terminal) -> bool:
+    """Whole or not at all: somebody may be waiting for this file. False if it could not be written."""
     import json
     import os
 
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.rename(path)
+    try:
+        partial.write_text(json.dumps(result, indent=2) + "\n")
+        partial.rename(path)
+    except OSError as error:
+        terminal.line(f"the result is not written: {path}: {error.strerror}")
+        return False
+    return True
 
 
 def _seconds(text: str) -> float:

@@ -9,6 +9,7 @@ import asyncio
 import os
 import shutil
 import time
+from contextlib import suppress
 from typing import TextIO
 
 from pilot.job import Job, Kind
@@ -59,7 +60,7 @@ class Terminal(Progress):
         self._moved += done.size
         if not self._live and not self._quiet:
             file, arrow = done.file, "<-" if done.file.kind is Kind.INPUT else "->"
-            self._line(f"job {job.job_id}: {file.kind.value} {file.lfn} {arrow} {done.url} ({size(done.size)})")
+            self.line(f"job {job.job_id}: {file.kind.value} {file.lfn} {arrow} {done.url} ({size(done.size)})")
 
     def ended(self, outcome: Outcome) -> None:
         """The line that stays."""
@@ -68,9 +69,9 @@ class Terminal(Progress):
             return
         spent = f"{outcome.timings.get('total', 0.0):.2f} s"
         if outcome.error is None:
-            self._line(f"{self._paint(_GREEN, '✓')} {title(outcome.job)} finished in {spent}")
+            self.line(f"{self._paint(_GREEN, '✓')} {title(outcome.job)} finished in {spent}")
         else:
-            self._line(f"{self._paint(_RED, '✗')} {title(outcome.job)} failed after {spent}: {outcome.error}")
+            self.line(f"{self._paint(_RED, '✗')} {title(outcome.job)} failed after {spent}: {outcome.error}")
 
     def waiting(self, what: str, seconds: float) -> None:
         """Show what the slot waits for."""
@@ -82,7 +83,7 @@ class Terminal(Progress):
         if self._live:
             self._draw()
         elif not self._quiet:
-            self._line(f"job {self._job.job_id}: {doing}" if self._job else doing)
+            self.line(f"job {self._job.job_id}: {doing}" if self._job else doing)
 
     def _draw(self) -> None:
         if not self._doing:
@@ -91,17 +92,33 @@ class Terminal(Progress):
         text = f"▸ {name}{self._doing} {time.monotonic() - self._since:.1f} s"
         if self._moved:
             text += f", {size(self._moved)} moved"
-        self._stream.write(_ERASE + self._paint(_DIM, text[: shutil.get_terminal_size().columns - 1]))
-        self._stream.flush()
+        self._write(_ERASE + self._paint(_DIM, text[: shutil.get_terminal_size().columns - 1]))
 
-    def _line(self, text: str) -> None:
-        self._stream.write((_ERASE if self._live else "") + text + "\n")
-        self._stream.flush()
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self._write((_ERASE if self._live else "") + text + "\n")
         if self._live:
             self._doing = ""
 
+    def _write(self, text: str) -> None:
+        """A reader that has gone, as in `pilot local job.yaml 2>&1 | head`, is no reason for a job to fail."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            self._live, self._quiet = False, True
+            _send_nowhere(self._stream)
+
     def _paint(self, colour: str, text: str) -> str:
         return f"{colour}{text}{_PLAIN}" if self._colour else text
+
+
+def _send_nowhere(stream: TextIO) -> None:
+    """Let what a stream still holds go to /dev/null: Python tries to write it at its end, and its exit code would be 120."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def title(job: Job) -> str:
