@@ -32,8 +32,25 @@ _HPO_ENDS = (160, 161, 162)
 #: Lines of a payload's output that are likely to name the cause, the strongest first.
 _TELLING = [
     re.compile(pattern)
-    for pattern in (r"\b(CRITICAL|FATAL)\b", r"\b(Error|ERROR|Exception)\b|Traceback|[A-Z]\w+Error:", r"\bWARNING\b")
+    for pattern in (
+        r"\b(CRITICAL|FATAL)\b",
+        r"\b([A-Z]\w*)?(Error|ERROR|Exception)\b|Traceback|\berror:|command not found|No such file|ermission denied",
+        r"\bWARNING\b",
+    )
 ]
+
+_TRACEBACK = "Traceback (most recent call last)"
+
+#: Signals that end no process: a status of 128 and one of these means something else.
+_NOT_DEADLY = {
+    signal.SIGCHLD, signal.SIGCONT, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGURG,
+    signal.SIGWINCH,
+}  # fmt: skip
+
+#: What a terminal would not show: colours and other escape sequences, then control characters and half surrogates.
+#: Databases refuse some of them, and no encoder takes the last.
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?)")
+_INVISIBLE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +78,8 @@ def diagnose(job: Job, ended: Ended, workdir: Path, *, remote_io: bool = False) 
     """
     code, text = _own_report(workdir)
     if code:
-        error = PilotError(Code.PAYLOADEXECUTIONFAILURE, f"the payload reported error {code}: {text}")
+        what = f"the payload reported error {code}"
+        error = PilotError(Code.PAYLOADEXECUTIONFAILURE, f"{what}: {text}" if text else what)
         return Diagnosis(error=error, exe_code=code, exe_diag=text)
     if ended.exit_code == 0 or (job.is_hpo and ended.exit_code in _HPO_ENDS):
         return Diagnosis()
@@ -75,7 +93,7 @@ def _own_report(workdir: Path) -> tuple[int, str]:
     try:
         with open_left(workdir / ERROR_REPORT) as file:
             report = json.loads(file.read(_REPORT_LIMIT))
-        code, text = int(report.get("error_code") or 0), str(report.get("error_diag") or "")[:DIAG_LIMIT]
+        code, text = int(report.get("error_code") or 0), _readable(str(report.get("error_diag") or ""))
         code.to_bytes(4, signed=True)  # OverflowError for more than the server's column holds
         return code, text
     except FileNotFoundError:
@@ -97,22 +115,29 @@ def _how(ended: Ended) -> str:
     if ended.signum:
         return f"killed by {signal_name(ended.signum)}, which the pilot did not send"
     status = ended.exit_code or 0
-    hint = f" (a child was killed by {signal_name(status - 128)})" if 128 < status < 160 else ""
+    deadly = 128 < status < 160 and status - 128 not in _NOT_DEADLY
+    hint = f" (a child was killed by {signal_name(status - 128)})" if deadly else ""
     return f"exit status {status}{hint}"
 
 
 def _telling_line(workdir: Path) -> str:
-    """The line of stderr or stdout that most likely names the cause; else the last line of stderr."""
-    texts = [tail(workdir / name, 65536) for name in ("payload.stderr", "payload.stdout")]
+    """The line of stderr or stdout that most likely names the cause; else the last line there is."""
+    outputs = [_ESCAPES.sub("", tail(workdir / name, 65536)) for name in ("payload.stderr", "payload.stdout")]
+    texts = [[line for line in output.splitlines() if line.strip()] for output in outputs]
     for pattern in _TELLING:
-        for text in texts:
-            lines = [line.strip() for line in text.splitlines() if pattern.search(line)]
-            if lines:
-                return _best(lines)[:DIAG_LIMIT]
-    last = texts[0].strip().splitlines()[-1:]
-    return last[0].strip()[:DIAG_LIMIT] if last else ""
+        for lines in texts:
+            for number, line in enumerate(lines):
+                if pattern.search(line):
+                    return _readable(_raised(lines[number:]) if _TRACEBACK in line else line)
+    return next((_readable(lines[-1]) for lines in texts if lines), "")
 
 
-def _best(lines: list[str]) -> str:
-    """A Python traceback names its cause in the last line, everything else in the first."""
-    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+def _raised(lines: list[str]) -> str:
+    """The error that a Python traceback ends with, the last one of a chain: it follows the indented frames."""
+    last = max(number for number, line in enumerate(lines) if _TRACEBACK in line)
+    return next((line for line in lines[last + 1 :] if not line.startswith(" ")), lines[0])
+
+
+def _readable(text: str) -> str:
+    """One line of text that can be stored and sent, at most `DIAG_LIMIT` characters."""
+    return " ".join(_INVISIBLE.sub("", _ESCAPES.sub("", text)).split())[:DIAG_LIMIT]
