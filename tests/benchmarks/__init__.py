@@ -1,0 +1,1 @@
+"""The numbers of docs/benchmarks.md: `make benchmark`, or `python -m tests.benchmarks`."""

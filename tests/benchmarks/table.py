@@ -1,0 +1,85 @@
+"""The table of the benchmarks: what, target, ours, Pilot 3, ratio, and whether the target is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from tests.benchmarks.measures import Plan, Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        key: of the samples. what: in words.
+        limit: the target. most: True if values up to it are good, False if values from it on are.
+        unit: of the values. form: how one is written.
+    """
+
+    key: str
+    what: str
+    limit: float
+    most: bool = True
+    unit: str = ""
+    form: str = ".3g"
+
+    @property
+    def target(self) -> str:
+        """The target in words."""
+        return f"{'<=' if self.most else '>='} {self.limit:g}{self.unit}"
+
+    def show(self, values: Sequence[float]) -> str:
+        """Median and spread."""
+        if not values:
+            return "-"
+        if self.form == "of":
+            return f"{sum(values):g} of {len(values)}"
+        middle, low, high = (f"{value:{self.form}}" for value in (median(values), min(values), max(values)))
+        spread = f" ({low} to {high})" if len(values) > 1 else ""
+        return f"{middle}{self.unit}{spread}"
+
+    def reached(self, values: Sequence[float]) -> bool:
+        """Whether the median is at the target."""
+        return median(values) <= self.limit if self.most else median(values) >= self.limit
+
+    def ratio(self, mine: Sequence[float], theirs: Sequence[float]) -> str:
+        """How many times better we are, by the medians."""
+        if not theirs or self.form == "of":
+            return ""
+        better, worse = (mine, theirs) if self.most else (theirs, mine)
+        return f"{median(worse) / median(better):.2g}" if median(better) else ""
+
+
+def rows(plan: Plan) -> list[Row]:
+    """All rows."""
+    return [
+        Row(key="own", what="own time of an empty job (1 input, 1 output, log)", limit=0.15, unit=" s"),
+        Row(key="whole", what="whole pilot for one empty job, start to exit", limit=0.8, unit=" s"),
+        Row(key="rate", what="empty jobs in one slot", limit=5, most=False, unit=" /s"),
+        Row(key="cpu", what=f"CPU while a payload sleeps {plan.sleep:g} s", limit=0.1, unit=" %", form=".3f"),
+        Row(key="threads", what="threads while a payload sleeps", limit=3, form="g"),
+        Row(key="peak_one", what="peak memory, one empty job", limit=40, unit=" MiB", form=".1f"),
+        Row(key="peak_many", what="peak memory, a slot of empty jobs", limit=40, unit=" MiB", form=".1f"),
+        Row(key="stop_sleep", what="SIGTERM to final report, payload obeys", limit=2, unit=" s"),
+        Row(key="log_sleep", what="... and the log is in the storage", limit=1, most=False, form="of"),
+        Row(key="stop_ignore", what="SIGTERM to final report, payload ignores it", limit=25, unit=" s"),
+        Row(key="log_ignore", what="... and the log is in the storage", limit=1, most=False, form="of"),
+    ]
+
+
+def table(plan: Plan, mine: Samples, theirs: Samples, peer: str) -> Iterator[str]:
+    """The lines of the table, as Markdown."""
+    lines = [["what", "target", "this pilot", peer, "times better", ""], []]
+    for row in rows(plan):
+        here, there = mine[row.key], theirs.get(row.key, [])
+        target = "all" if row.form == "of" else row.target
+        reached = min(here) >= 1 if row.form == "of" else row.reached(here)
+        verdict = "ok" if reached else "NOT REACHED"
+        lines.append([row.what, target, row.show(here), row.show(there), row.ratio(here, there), verdict])
+    widths = [max(len(line[column]) for line in lines if line) for column in range(6)]
+    for line in lines:
+        cells = line or ["-" * width for width in widths]
+        yield "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
