@@ -114,7 +114,7 @@ class Terminal(Progress):
 
 
 def _send_nowhere(stream: TextIO) -> None:
-    """Let what a stream still holds go to /dev/null: Python tries to write it at its end, and its exit code would be 120."""
+    """Let what a stream still holds go to /dev/null: Python tries to write it at its end, and would exit with 120."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -6,6 +6,7 @@ shell.
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
@@ -46,7 +47,11 @@ async def prepare_command(
 
 def _write_option_files(job: Job, workdir: Path) -> None:
     for name, lines in job.write_to_file.items():
-        (workdir / name).write_text("\n".join(lines) + "\n")
+        try:
+            with open(workdir / name, "x") as file:
+                file.write("\n".join(lines) + "\n")
+        except OSError as error:
+            raise PilotError(Code.SETUPFAILURE, f"field 'writeToFile': {name}: {error.strerror}") from error
 
 
 async def _transformation(text: str, workdir: Path, fetch: Fetch, base_urls: Sequence[str]) -> str:
@@ -85,7 +90,9 @@ def _name_of(url: str) -> str:
 def _install(content: bytes, name: str, workdir: Path) -> str:
     target = workdir / name
     try:
-        target.write_bytes(content)
+        # A new file: one of that name may be an input, linked from its storage, or the pilot's own.
+        with open(target, "xb") as file:
+            file.write(content)
         target.chmod(0o755)
     except OSError as error:
         raise PilotError(Code.CHMODTRF, f"{target}: {error.strerror}") from error
@@ -95,7 +102,10 @@ def _install(content: bytes, name: str, workdir: Path) -> str:
 def _copy(source: Path, workdir: Path) -> str:
     target = workdir / source.name
     try:
-        shutil.copyfile(source, target)
+        if not source.is_file():  # a pipe or a device has no end
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(source))
+        with open(source, "rb") as original, open(target, "xb") as file:
+            shutil.copyfileobj(original, file)
         target.chmod(0o755)
     except OSError as error:
         raise PilotError(Code.TRFDOWNLOADFAILURE, f"{source}: {error.strerror}") from error
