@@ -142,7 +142,12 @@ def make_engine(
     tools = ToolBox(
         options=info.queue.options,
         launch_dir=place.launch_dir,
-        settings={"mv_stagein": settings.mv_stagein, "mv_stageout": settings.mv_stageout},
+        settings={
+            "allow_http": settings.allow_http,
+            "mv_stagein": settings.mv_stagein,
+            "mv_stageout": settings.mv_stageout,
+        },
+        environ=place.environ,
     )
     plan = Planner(
         info=info,

@@ -95,11 +95,13 @@ class ToolContext:
         options: the queue's `copytools` entry of this tool (`{"setup": "..."}` and whatever else it says).
         launch_dir: where the pilot was started.
         settings: the pilot's settings that concern tools, by name, such as `mv_stagein`.
+        environ: the pilot's environment.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     launch_dir: Path = Path()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 class CopyTool(ABC):

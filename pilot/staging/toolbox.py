@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pilot import plugins
@@ -30,6 +31,7 @@ class ToolBox:
         options: the queue's `copytools` entry for a tool name.
         launch_dir: where the pilot was started.
         settings: those that concern tools, by name.
+        environ: the pilot's environment.
         find: from a name to a class.
         names: of all tools that are installed.
     """
@@ -40,12 +42,14 @@ class ToolBox:
         options: Callable[[str], Mapping[str, Any]] = lambda name: {},
         launch_dir: Path,
         settings: Mapping[str, Any],
+        environ: Mapping[str, str] = MappingProxyType({}),
         find: Callable[[str], type[CopyTool]] = find_tool,
         names: Callable[[], set[str]] = lambda: plugins.names(KIND),
     ) -> None:
         self._options = options
         self._launch_dir = launch_dir
         self._settings = settings
+        self._environ = environ
         self._find = find
         self._names = names
         self._tools: dict[str, CopyTool] = {}
@@ -88,7 +92,12 @@ class ToolBox:
     def _make(self, name: str) -> CopyTool:
         try:
             tool = self._find(name)(
-                ToolContext(options=self._options(name), launch_dir=self._launch_dir, settings=self._settings)
+                ToolContext(
+                    options=self._options(name),
+                    launch_dir=self._launch_dir,
+                    settings=self._settings,
+                    environ=self._environ,
+                )
             )
         except TransferError:
             raise
