@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -17,6 +16,7 @@ from pilot.download import shown
 from pilot.errors import Code, PilotError
 from pilot.experiment import Experiment
 from pilot.job import Job
+from pilot.stop import in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +50,25 @@ def _write_option_files(job: Job, workdir: Path) -> None:
         try:
             with open(workdir / name, "x") as file:
                 file.write("\n".join(lines) + "\n")
-        except OSError as error:
-            raise PilotError(Code.SETUPFAILURE, f"field 'writeToFile': {name}: {error.strerror}") from error
+        except (OSError, UnicodeEncodeError) as error:
+            raise PilotError(Code.SETUPFAILURE, f"field 'writeToFile': {name}: {error}") from error
 
 
 async def _transformation(text: str, workdir: Path, fetch: Fetch, base_urls: Sequence[str]) -> str:
     """How to call the transformation: `./name` when it is a URL or a file of this node, else the text itself."""
-    scheme = urlsplit(text).scheme if "://" in text else ""
+    try:
+        scheme = urlsplit(text).scheme if "://" in text else ""
+    except ValueError as error:
+        raise PilotError(Code.TRFDOWNLOADFAILURE, f"{text!r}: {error}") from error
     if scheme in ("http", "https"):
-        return _install(await _download(text, fetch, base_urls), _name_of(text), workdir)
+        name = _name_of(text)
+        _install(await _download(text, fetch, base_urls), workdir / name)
+        return _call(name)
     path = Path(unquote(urlsplit(text).path)) if scheme == "file" else Path(text)
-    if scheme == "file" or (path.is_absolute() and path.is_file() and _is_single_word(text)):
-        return _copy(path, workdir)
+    # In a thread: the file may be far away, and a mount that hangs must not hang the pilot.
+    if scheme == "file" or (path.is_absolute() and _is_single_word(text) and await in_thread(path.is_file)):
+        await in_thread(_copy, path, workdir / path.name)
+        return _call(path.name)
     return text
 
 
@@ -87,29 +94,27 @@ def _name_of(url: str) -> str:
     return name
 
 
-def _install(content: bytes, name: str, workdir: Path) -> str:
-    target = workdir / name
+def _install(content: bytes, target: Path) -> None:
+    # A new file: one of that name may be an input, linked from its storage, or the pilot's own.
     try:
-        # A new file: one of that name may be an input, linked from its storage, or the pilot's own.
         with open(target, "xb") as file:
             file.write(content)
+    except OSError as error:
+        raise PilotError(Code.TRFDOWNLOADFAILURE, f"{target}: {error.strerror}") from error
+    try:
         target.chmod(0o755)
     except OSError as error:
         raise PilotError(Code.CHMODTRF, f"{target}: {error.strerror}") from error
-    return _call(name)
 
 
-def _copy(source: Path, workdir: Path) -> str:
-    target = workdir / source.name
+def _copy(source: Path, target: Path) -> None:
     try:
         if not source.is_file():  # a pipe or a device has no end
             raise FileNotFoundError(errno.ENOENT, "no such file", str(source))
-        with open(source, "rb") as original, open(target, "xb") as file:
-            shutil.copyfileobj(original, file)
-        target.chmod(0o755)
+        content = source.read_bytes()
     except OSError as error:
         raise PilotError(Code.TRFDOWNLOADFAILURE, f"{source}: {error.strerror}") from error
-    return _call(source.name)
+    _install(content, target)
 
 
 def _call(name: str) -> str:
