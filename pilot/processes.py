@@ -16,6 +16,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Processes:
         # A shell that became us by `exec` may have left children: they are no payload's and not for us to end.
         self._own = set(children())
         self._lock = threading.Lock()
-        self.adopted_usage = 0.0
+        self.adopted_usage = Spent()
         _become_subreaper()
 
     def start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
@@ -64,22 +65,63 @@ class Processes:
             return [pid for pid in children() if pid not in self._own and not _in_our_session(pid)]
 
     def reap(self) -> None:
-        """Collect adopted children that have ended, and count their CPU seconds into `adopted_usage`."""
+        """Collect adopted children that have ended, and count what they spent into `adopted_usage`."""
         for pid in self.adopted():
             try:
-                ended, _, usage = os.wait4(pid, os.WNOHANG)
+                ended, _, spent = _wait(pid, os.WNOHANG)
             except ChildProcessError:
                 continue
             if ended:
-                self.adopted_usage += cpu_seconds(usage)
+                self.adopted_usage += spent
 
 
-def cpu_seconds(usage: resource.struct_rusage) -> float:
-    """CPU seconds, user and system."""
-    return usage.ru_utime + usage.ru_stime
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What processes used that were waited for, each with all of its own descendants that it waited for.
+
+    Attributes:
+        cpu: CPU seconds, user and system.
+        max_rss: kB of the largest of them, 0 if it was no larger than the pilot itself: a new process begins as a copy
+            of the pilot, and the kernel counts that.
+        io: bytes rchar, wchar, read_bytes and write_bytes of proc(5).
+    """
+
+    cpu: float = 0.0
+    max_rss: int = 0
+    io: tuple[int, ...] = (0, 0, 0, 0)
+
+    def __add__(self, other: Spent) -> Spent:
+        """Both together."""
+        io = tuple(map(sum, zip(self.io, other.io, strict=True)))
+        return Spent(self.cpu + other.cpu, max(self.max_rss, other.max_rss), io)
+
+    def since(self, before: Spent) -> Spent:
+        """What came to it since it was `before`."""
+        io = tuple(now - then for now, then in zip(self.io, before.io, strict=True))
+        return Spent(self.cpu - before.cpu, self.max_rss if self.max_rss > before.max_rss else 0, io)
 
 
-async def wait_exit(process: subprocess.Popen[Any]) -> resource.struct_rusage | None:
+def _wait(pid: int, options: int) -> tuple[int, int, Spent]:
+    """wait4(2). The kernel adds the I/O of a child to its parent's when it is waited for: so ours grows by it."""
+    before = _own_io()
+    ended, status, usage = os.wait4(pid, options)
+    if not ended:
+        return ended, status, Spent()
+    io = tuple(now - then for now, then in zip(_own_io(), before, strict=True))
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    max_rss = usage.ru_maxrss if usage.ru_maxrss > own else 0
+    return ended, status, Spent(usage.ru_utime + usage.ru_stime, max_rss, io)
+
+
+def _own_io() -> tuple[int, ...]:
+    try:
+        words = Path("/proc/self/io").read_bytes().split()
+    except OSError:  # a kernel without CONFIG_TASK_IO_ACCOUNTING
+        return (0, 0, 0, 0)
+    return tuple(int(words[at]) for at in (1, 3, 9, 11))
+
+
+async def wait_exit(process: subprocess.Popen[Any]) -> Spent | None:
     """Wait until a process has ended; its `returncode` is set then.
 
     Returns:
@@ -102,13 +144,13 @@ async def wait_exit(process: subprocess.Popen[Any]) -> resource.struct_rusage | 
     return _collect(process)
 
 
-def _collect(process: subprocess.Popen[Any]) -> resource.struct_rusage | None:
+def _collect(process: subprocess.Popen[Any]) -> Spent | None:
     """The exit status of a process that has ended goes to its `returncode`, its usage to the first who asks."""
     if process.returncode is not None:
         return None
-    _, status, usage = os.wait4(process.pid, 0)
+    _, status, spent = _wait(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return usage
+    return spent
 
 
 def children(pid: int | None = None) -> list[int]:

@@ -15,12 +15,12 @@ import stat
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pilot.errors import Code, PilotError
-from pilot.processes import Processes, cpu_seconds, descendants, is_zombie, send, wait_exit
+from pilot.processes import Processes, Spent, descendants, is_zombie, send, wait_exit
 from pilot.stop import Deadline
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Ended:
         stopped: True if the pilot sent a signal before it ended.
         seconds: wall time.
         cpu_time: CPU seconds of the tree, as far as the kernel told.
+        spent: what the kernel told in all.
     """
 
     exit_code: int | None
@@ -49,6 +50,7 @@ class Ended:
     stopped: bool
     seconds: float
     cpu_time: float
+    spent: Spent = field(default_factory=Spent)
 
     @property
     def status(self) -> int:
@@ -108,14 +110,14 @@ class PayloadProcess:
     async def wait(self) -> Ended:
         """Wait for the first process to end. CPU time counts what its other processes used until now."""
         if self._ended is None:
-            usage = await wait_exit(self._process)
+            spent = await wait_exit(self._process)
             if self._ended is None:  # two may have waited
                 self._processes.forget(self._process)
                 self._processes.reap()
-                self._ended = self._result(cpu_seconds(usage) if usage else 0.0)
+                self._ended = self._result(spent or Spent())
                 logger.info("payload ended with status %d after %.1f s", self._ended.status, self._ended.seconds)
-        orphans = self._processes.adopted_usage - self._adopted_before
-        return replace(self._ended, cpu_time=self._ended.cpu_time + orphans)
+        spent = self._ended.spent + self._processes.adopted_usage.since(self._adopted_before)
+        return replace(self._ended, cpu_time=spent.cpu, spent=spent)
 
     def members(self) -> list[int]:
         """Pids of all living processes of the payload, parents first.
@@ -163,14 +165,15 @@ class PayloadProcess:
             await asyncio.sleep(min(_LOOK, patience.remaining))
         return True
 
-    def _result(self, cpu_time: float) -> Ended:
+    def _result(self, spent: Spent) -> Ended:
         code = self._process.returncode
         return Ended(
             exit_code=code if code >= 0 else None,
             signum=-code if code < 0 else None,
             stopped=self._stopped,
             seconds=time.monotonic() - self._started,
-            cpu_time=cpu_time,
+            cpu_time=spent.cpu,
+            spent=spent,
         )
 
 

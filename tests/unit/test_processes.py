@@ -4,7 +4,6 @@ import asyncio
 import gc
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import psutil
 import pytest
 
 from pilot import processes as rooms
-from pilot.processes import Processes, children, descendants, is_zombie, send, wait_exit
+from pilot.processes import Processes, Spent, children, descendants, is_zombie, send, wait_exit
 
 #: Six processes in three generations.
 TREE = "sleep 60 & (sleep 61 & sleep 62; exit 1) & echo up; sleep 63; exit 1"
@@ -163,7 +162,7 @@ def test_what_an_orphan_has_used_is_counted_once(processes):
     orphan(processes, "import time\nwhile time.process_time() < 0.3: pass")
     eventually(lambda: reaped(processes))
     processes.reap()
-    assert 0.3 <= processes.adopted_usage - before < 0.6
+    assert 0.3 <= processes.adopted_usage.since(before).cpu < 0.6
 
 
 def test_what_we_started_ourselves_is_neither_adopted_nor_reaped(processes):
@@ -238,7 +237,7 @@ def test_the_end_of_a_process_is_an_event(processes, monkeypatch, pidfd, text, c
 
     returncode, usage = asyncio.run(main())
     assert returncode == code
-    assert isinstance(usage, resource.struct_rusage) if pidfd else usage is None
+    assert isinstance(usage, Spent) if pidfd else usage is None
 
 
 def test_a_process_that_has_ended_before_is_waited_for_too(processes):
