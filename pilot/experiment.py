@@ -6,11 +6,29 @@ The methods here are the behaviour of `generic`. Another experiment derives from
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pilot.errors import PilotError
 from pilot.job import File, Job
+from pilot.queuedata import Queue
+
+logger = logging.getLogger(__name__)
+
+#: Files of the pilot's own in a job directory, which no file of a job may be called like.
+JOURNAL, SECRETS = "journal.jsonl", "panda_secrets.json"
+OWN_NAMES = (JOURNAL, SECRETS, "pilotlog.txt", "payload.stdout", "payload.stderr")
+
+#: The report that a payload may leave for the server.
+JOB_REPORT = "jobReport.json"
+
+#: Bytes of a report that are sent at most; ATLAS' have about 100 kB.
+JOB_REPORT_LIMIT = 4 << 20
 
 
 class Experiment:
@@ -18,11 +36,12 @@ class Experiment:
 
     Attributes:
         name: as in `--pilot-user`.
-        base_urls: places to look for a transformation that its own URL does not give, before `--baseurls`.
+        base_urls: places to look for a transformation that its own URL does not give, after `--baseurls`.
         mv_to_final_destination: True if `mv` writes outputs to their storage path; False if it leaves them in the
             launch directory for the batch system (ARC) to upload.
         environment_prefixes: variables that a payload of this experiment needs from the node, beside the usual ones.
         redundant_files: patterns of files in the job directory that are not worth keeping in the log.
+        kept_files: texts; a file with one of them in its path is kept for all that.
         settings: defaults of this experiment, names of `pilot.settings` to values; files, queues and flags win.
         storages_prefer_cache: True if the storage JSON beside the pilot wins over the one given on the command line.
     """
@@ -32,11 +51,15 @@ class Experiment:
     mv_to_final_destination: ClassVar[bool] = False
     environment_prefixes: ClassVar[tuple[str, ...]] = ()
     redundant_files: ClassVar[tuple[str, ...]] = ()
+    kept_files: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[Mapping[str, Any]] = {}
     storages_prefer_cache: ClassVar[bool] = False
 
     def uses_time_floor(self, submit_mode: str) -> bool:
-        """Whether `timefloor` of the queue is honoured for a pilot submitted in this mode (`PULL` or `PUSH`)."""
+        """Whether the queue's `timefloor` counts for a pilot submitted in this mode (`PULL` or `PUSH`).
+
+        Without a time floor a pilot runs one job.
+        """
         return True
 
     def before_clean_up(self, parameters: str) -> str:
@@ -50,6 +73,10 @@ class Experiment:
     def verify(self, job: Job) -> None:
         """Raise a `PilotError` for a job that this experiment does not accept."""
 
+    def needs_container(self, job: Job, queue: Queue) -> bool:
+        """Whether the payload runs in a container: the job names an image, or a platform where the queue has these."""
+        return bool(job.container_image or ((job.platform or job.user_platform) and queue.container_type.get("pilot")))
+
     def command(self, job: Job, transformation: str) -> str:
         """The payload's own shell text.
 
@@ -59,13 +86,17 @@ class Experiment:
         """
         return f"{transformation} {job.parameters}".strip()
 
-    def environment(self, job: Job) -> Mapping[str, str]:
-        """Variables to set for the payload, beside those of the engine."""
+    def environment(self, job: Job) -> Mapping[str, str | None]:
+        """Variables to set for the payload, beside those of the engine; None takes one away."""
         return {}
 
     def outputs(self, job: Job, workdir: Path) -> tuple[File, ...]:
         """The output files of a payload that has ended; patterns may be turned into the files that are there."""
         return job.outputs
+
+    def redundant(self, error: PilotError | None) -> tuple[str, ...]:
+        """Patterns of files not worth keeping in the log of a job that ended with `error`."""
+        return self.redundant_files
 
     def storage_path(self, scope: str, lfn: str) -> str | None:
         """Path of a file below the storage's prefix, None for the hash layout of deterministic Rucio endpoints."""
@@ -80,12 +111,29 @@ class Experiment:
         return gtag or "unknown"
 
     def payload_metadata(self, workdir: Path) -> str:
-        """Text of the payload's own job report for the server, empty if none is sent."""
-        return ""
+        """Text of the payload's own job report for the server (`metaData`), empty if none is sent."""
+        try:
+            return _read_report(workdir / JOB_REPORT)
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            logger.warning("%s is not sent: %s", JOB_REPORT, error.strerror)
+            return ""
 
     def sends_node_map(self) -> bool:
         """Whether the server gets the map of the worker node."""
         return False
+
+
+def _read_report(path: Path) -> str:
+    """A regular file: a pipe would keep us waiting, and what a link leads to is not what the payload wrote."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if found.st_size > JOB_REPORT_LIMIT:
+            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, the limit is {JOB_REPORT_LIMIT}")
+        return file.read(JOB_REPORT_LIMIT).decode(errors="replace")
 
 
 def words(metrics: Mapping[str, str], limit: int = 500) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
-from pilot.experiment import Experiment
+from pilot.experiment import JOURNAL, OWN_NAMES, SECRETS, Experiment
 from pilot.job import File, Job, Kind, Limits
 from pilot.jobreport import Reporter, Speaker
 from pilot.journal import Journal
@@ -51,10 +51,6 @@ from pilot.watch.meter import Meter, Tally
 from pilot.watch.walltime import Walltime
 
 logger = logging.getLogger(__name__)
-
-#: Files of the pilot's own in the job directory, which no file of a job may be called like.
-JOURNAL, SECRETS = "journal.jsonl", "panda_secrets.json"
-OWN_NAMES = (JOURNAL, SECRETS, "pilotlog.txt", "payload.stdout", "payload.stderr")
 
 #: Share of the time left after a stop that the payload may take to end, KILL included.
 PAYLOAD_SHARE = 0.6
@@ -168,8 +164,8 @@ class JobRun:
         self._make_workdir()
         self._heartbeat.announce(State.STARTING)
         _refuse_own_names(self.job)
-        _refuse_missing_features(self.job)
         self._info = self.bench.info.overlaid(self.job.queue_overrides, self.job.storage_overrides)
+        _refuse_missing_features(self.job, self.bench.experiment.needs_container(self.job, self._info.queue))
         self.bench.experiment.verify(self.job)
         await self._stage_in()
         payload = await self.stop.guard(self._start_payload())
@@ -239,6 +235,7 @@ class JobRun:
         environment = payload_environment(
             bench.environ,
             job,
+            queue_name=self._info.queue.resource,
             queue_environ=self._info.queue.environ,
             prefixes=bench.experiment.environment_prefixes,
             experiment=bench.experiment.environment(job),
@@ -332,13 +329,15 @@ class JobRun:
                 self.workdir.chmod(0o770)
 
     def _pack(self, log: File, box: Stop) -> None:
-        moved = [file.lfn for file in (*self.job.inputs, *self.job.outputs)]
+        experiment = self.bench.experiment
+        moved = [*self.job.inputs, *self.job.outputs, *experiment.outputs(self.job, self.workdir)]
         make_log_archive(
             self.workdir,
             self.workdir / log.lfn,
             folder=archive_folder(self.job.job_id, self._info.queue.name),
-            exclude=[*moved, log.lfn, SECRETS],
-            redundant=self.bench.experiment.redundant_files,
+            exclude=[*(file.lfn for file in moved), log.lfn, SECRETS],
+            redundant=experiment.redundant(self.outcome.error),
+            keep=experiment.kept_files,
             masker=self.bench.masker,
             pilot_log=self.bench.log.part(self._log_start),
             check=box.check,
@@ -431,10 +430,10 @@ def _refuse_own_names(job: Job) -> None:
             raise JobDefinitionError(field, f"{file.lfn!r} is the name of a file of the pilot in the job directory")
 
 
-def _refuse_missing_features(job: Job) -> None:
+def _refuse_missing_features(job: Job, container: bool) -> None:
     """Better no result than a wrong one: a job that needs what this pilot cannot do yet is not run without it."""
     wishes = {
-        "a container (container_name)": job.container_image,
+        "a container (container_name, cmtConfig)": container,
         "a preprocess": job.preprocess,
         "a postprocess": job.postprocess,
         "a coprocess": job.coprocess,

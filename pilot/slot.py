@@ -84,7 +84,9 @@ class Slot:
             return True
         age = time.monotonic() - self._started
         floor = self._bench.info.queue.timefloor
-        if self._bench.experiment.uses_time_floor(self._bench.settings.harvester_submitmode) and age >= floor:
+        if not self._bench.experiment.uses_time_floor(self._bench.settings.harvester_submitmode):
+            floor = 0
+        if age >= floor:
             logger.info("the time floor of %.0f s has passed: no further job", floor)
             return False
         if self._end.remaining <= _END_MARGIN:

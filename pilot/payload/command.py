@@ -33,7 +33,7 @@ async def prepare_command(
         workdir: its directory.
         experiment: may change the text.
         fetch: brings the bytes of a URL, or raises a `PilotError`.
-        base_urls: other places that have the transformation under its name.
+        base_urls: other places that have the transformation, see `_places`.
 
     Raises:
         PilotError: TRFDOWNLOADFAILURE if the transformation cannot be had, SETUPFAILURE if it names nothing.
@@ -78,13 +78,25 @@ def _is_single_word(text: str) -> bool:
 
 async def _download(url: str, fetch: Fetch, base_urls: Sequence[str]) -> bytes:
     problems = []
-    for candidate in [url, *(f"{base.rstrip('/')}/{_name_of(url)}" for base in base_urls)]:
+    for candidate in _places(url, base_urls):
         try:
             return await fetch(candidate)
         except PilotError as error:
             problems.append(f"{shown(candidate)}: {error.detail}")
             logger.warning("transformation %s", problems[-1])
     raise PilotError(Code.TRFDOWNLOADFAILURE, "; ".join(problems))
+
+
+def _places(url: str, base_urls: Sequence[str]) -> list[str]:
+    """The URL, then the file below each base: under the path that it has below a base itself, else by its name.
+
+    A base without a scheme means https; Pilot 3 takes those too.
+    """
+    name = _name_of(url)
+    bases = [(base if "://" in base else f"https://{base}").rstrip("/") for base in base_urls]
+    paths = [url.removeprefix(f"{base}/") for base in bases if url.startswith(f"{base}/")]
+    path = min(paths, key=len, default=name)
+    return list(dict.fromkeys([url, *(f"{base}/{path}" for base in bases)]))
 
 
 def _name_of(url: str) -> str:

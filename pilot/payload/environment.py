@@ -44,27 +44,30 @@ def payload_environment(
     environ: Mapping[str, str],
     job: Job,
     *,
+    queue_name: str = "",
     queue_environ: str = "",
     prefixes: Iterable[str] = (),
     names: Iterable[str] = (),
-    experiment: Mapping[str, str] | None = None,
+    experiment: Mapping[str, str | None] | None = None,
 ) -> dict[str, str]:
     """The variables a payload starts with.
 
     Args:
         environ: the pilot's own environment.
         job: sets its identity (`PandaID`, ...) and its own variables, which win over all others.
+        queue_name: the PanDA resource.
         queue_environ: the queue's `environ` field, `KEY=VALUE` words.
         prefixes: families that the experiment wants passed on.
         names: single variables that the site wants passed on, credentials or not: it said so by name.
-        experiment: variables that the experiment sets.
+        experiment: variables that the experiment sets; None takes one away.
     """
     families = PASSED_PREFIXES + tuple(prefixes)
     built = {name: _USERINFO.sub("", value) for name, value in environ.items() if _passes(name, families)}
     built |= {name: environ[name] for name in names if name in environ}
     built |= parse_environ(queue_environ)
-    built |= _identity(job)
-    return {**built, **(experiment or {}), **job.environment}
+    built |= {"PANDA_RESOURCE": queue_name} if queue_name else {}
+    wanted = {**built, **_identity(job), **(experiment or {}), **job.environment}
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def parse_environ(text: str) -> dict[str, str]:
