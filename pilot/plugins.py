@@ -98,7 +98,7 @@ def _find(kind: str, name: str) -> Any:
 def _own(kind: str) -> set[str]:
     spec = find_spec(KINDS[kind])
     places = spec.submodule_search_locations if spec else None
-    return {module.name for module in iter_modules(places or [])}
+    return {module.name for module in iter_modules(places or []) if not module.name.startswith("_")}
 
 
 def _class_in(module: ModuleType, name: str) -> Any:
