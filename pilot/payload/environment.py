@@ -17,7 +17,7 @@ from pilot.job import Job
 PASSED = (
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "HOSTNAME", "LANG", "LANGUAGE", "TZ", "TERM", "TMPDIR", "TMP", "TEMP",
     "LD_LIBRARY_PATH", "MANPATH", "MODULEPATH", "LOADEDMODULES",
-    "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY",
+    "http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "X509_CERT_DIR", "X509_VOMS_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
 )  # fmt: skip
 
@@ -31,13 +31,17 @@ PASSED_PREFIXES = (
     "XRD_", "RUCIO_", "DAVIX_", "GFAL_", "APPTAINER_", "SINGULARITY_",
 )  # fmt: skip
 
-#: What is never passed on, whatever family it is of: names that speak of credentials.
+#: What is never passed on, whatever family it is of: names that speak of credentials, or of files with some. HTCondor
+#: keeps a job's tokens in `_CONDOR_CREDS`, Apptainer its key in `..._PASSPHRASE` or `..._PEM_DATA`.
 REFUSED = re.compile(
-    r"TOKEN|SECRET|PASSW|CREDENTIAL|PRIVATE|BEARER|JWT|API_?KEY|ACCESS_?KEY|LOGIN|X509_USER|PROXY_?CERT|_AUTH|^AUTH|COOKIE"
+    r"TOKEN|SECRET|PASS(W|PHRASE|_|$)|CRED|PRIVATE|BEARER|JWT|API_?KEY|ACCESS_?KEY|KEY_?FILE|_KEY(_|$)|_PEM(_|$)|LOGIN"
+    r"|X509_U|USER_?PROXY|PROXY_?CERT|_AUTH|^AUTH|COOKIE"
 )
 
-#: `scheme://user:password@host`, which a proxy variable may hold.
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+#: `user:password@` in a URL. A proxy need not be a whole URL, and what its password is made of nobody checks: all up to
+#: the last @ goes.
+_USERINFO = re.compile(r"(?<=://)[^/\s]+@")
+_PROXY_USERINFO = re.compile(r"^(\w+://)?.*@", re.DOTALL)
 
 
 def payload_environment(
@@ -62,7 +66,7 @@ def payload_environment(
         experiment: variables that the experiment sets; None takes one away.
     """
     families = PASSED_PREFIXES + tuple(prefixes)
-    built = {name: _USERINFO.sub("", value) for name, value in environ.items() if _passes(name, families)}
+    built = {name: _without_password(name, value) for name, value in environ.items() if _passes(name, families)}
     built |= {name: environ[name] for name in names if name in environ}
     built |= parse_environ(queue_environ)
     built |= {"PANDA_RESOURCE": queue_name} if queue_name else {}
@@ -82,6 +86,12 @@ def parse_environ(text: str) -> dict[str, str]:
 
 def _passes(name: str, families: tuple[str, ...]) -> bool:
     return (name in PASSED or name.startswith(families)) and not REFUSED.search(name.upper())
+
+
+def _without_password(name: str, value: str) -> str:
+    if name.lower().endswith("_proxy"):
+        return _PROXY_USERINFO.sub(r"\1", value)
+    return _USERINFO.sub("", value)
 
 
 def _identity(job: Job) -> dict[str, str]:
