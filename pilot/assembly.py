@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pilot import plugins
 from pilot.batch import BatchFacts
+from pilot.cgroup import Nest
 from pilot.download import fetch_url
 from pilot.errors import Code, PilotError
 from pilot.experiment import Experiment
@@ -31,7 +33,6 @@ from pilot.staging.engine import StagingEngine
 from pilot.staging.plan import Planner, input_limit
 from pilot.staging.toolbox import ToolBox
 from pilot.stop import in_thread
-from pilot.watch.meter import Meter
 
 #: Seconds that fetching a transformation may take.
 _FETCH_TIMEOUT = 300.0
@@ -92,13 +93,13 @@ def make_bench(
     log: PilotLog,
     progress: Progress,
     fetch: Callable[[str], bytes],
+    resource_types: Sequence[Mapping[str, Any]] | None = None,
 ) -> Bench:
     """Everything that the jobs of a slot share."""
 
     async def fetch_in_thread(url: str) -> bytes:
         return await in_thread(fetch, url)
 
-    meter: type[Meter] = plugins.load("pilot.meters", "procfs", Meter)
     return Bench(
         settings=settings,
         server=server,
@@ -106,7 +107,8 @@ def make_bench(
         speaker=make_speaker(settings, info, place),
         experiment=experiment,
         processes=processes,
-        meter=meter,
+        nest=Nest(settings.cgroup),
+        resource_types=resource_types,
         masker=masker,
         log=log,
         progress=progress,

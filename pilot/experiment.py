@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 #: Files of the pilot's own in a job directory, which no file of a job may be called like.
 JOURNAL, SECRETS = "journal.jsonl", "panda_secrets.json"
-OWN_NAMES = (JOURNAL, SECRETS, "pilotlog.txt", "payload.stdout", "payload.stderr")
+OWN_NAMES = (
+    *(JOURNAL, SECRETS, "pilotlog.txt", "payload.stdout", "payload.stderr"),
+    *("memory_monitor_output.txt", "memory_monitor_summary.json"),
+)
 
 #: The report that a payload may leave for the server.
 JOB_REPORT = "jobReport.json"

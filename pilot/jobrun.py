@@ -14,13 +14,15 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from pilot.cgroup import Nest
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
 from pilot.experiment import JOURNAL, OWN_NAMES, SECRETS, Experiment
 from pilot.job import File, Job, Kind, Limits
@@ -43,12 +45,9 @@ from pilot.settings import Settings
 from pilot.staging.engine import StagingEngine
 from pilot.staging.result import StagingResult
 from pilot.stop import Deadline, Stop, in_thread
-from pilot.watch.disk import FreeSpace, WorkdirSize, workdir_limit
+from pilot.watch.guard import Guard, Post
 from pilot.watch.heartbeat import Heartbeat
-from pilot.watch.look import Look, watch
-from pilot.watch.memory import Memory
-from pilot.watch.meter import Meter, Tally
-from pilot.watch.walltime import Walltime
+from pilot.watch.look import watch
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +78,8 @@ class Bench:
     speaker: Speaker
     experiment: Experiment
     processes: Processes
-    meter: Callable[[], Meter]
+    nest: Nest
+    resource_types: Sequence[Mapping[str, Any]] | None
     masker: Masker
     log: PilotLog
     progress: Progress
@@ -123,7 +123,7 @@ class JobRun:
         self._slot_stop = slot_stop
         self._watch = Stopwatch()
         self._journal: Journal | None = None
-        self._tally = Tally()
+        self._guard: Guard | None = None
         self._last_command = ""
         self._info = bench.info
         self._log_start = bench.log.position() if log_start is None else log_start
@@ -142,6 +142,8 @@ class JobRun:
         beating = asyncio.create_task(self._heartbeat.run())
         try:
             await self._attempt(self._work)
+            if self._guard:
+                await self._guard.remove()
             await self._attempt(self._keep_log)
             await self._heartbeat.settle(min(SETTLE, self.stop.deadline.remaining / 10))
         finally:
@@ -241,14 +243,20 @@ class JobRun:
             experiment=bench.experiment.environment(job),
         )
         self._enter("payload")
-        payload = PayloadProcess.start(text, workdir=self.workdir, environment=environment, processes=bench.processes)
+        payload = PayloadProcess.start(
+            text,
+            workdir=self.workdir,
+            environment=environment,
+            processes=bench.processes,
+            prefix=self._make_guard().prefix,
+        )
         self._note("started", sync=True, pid=payload.pid)
         self._heartbeat.announce(State.RUNNING)
         return payload
 
     async def _payload(self, payload: PayloadProcess) -> None:
         """Wait for the payload under watch; whatever happens, nothing of it is left and its true end is known."""
-        watching = asyncio.create_task(watch(self._looks(payload), self.stop, self.bench.settings.grace))
+        watching = asyncio.create_task(self._watch_over(payload))
         try:
             ended = await self.stop.guard(payload.wait())
             if ended.status:  # perhaps for the signal that is about to reach us too: Slurm tells everybody
@@ -263,21 +271,32 @@ class JobRun:
         verdict = diagnose(self.job, ended, self.workdir)
         self.outcome.exe_code, self.outcome.exe_diag = verdict.exe_code, verdict.exe_diag
         if verdict.error:
-            raise verdict.error
+            raise (self._guard and self._guard.out_of_memory) or verdict.error
 
-    def _looks(self, payload: PayloadProcess) -> list[Look]:
-        settings, limits = self.bench.settings, self._limits
-        meter = self.bench.meter()
-        meter.attach(payload.members)
-        looks: list[Look] = [
-            Memory(meter, self._tally, limits.memory_mb * 1_000_000 // 1024),
-            FreeSpace(self.workdir, settings.free_space_limit_running),
-            WorkdirSize(self.workdir, workdir_limit(self._info.queue, self.job, limits)),
-            Walltime(self._slot_end, f"the slot ends after {settings.lifetime} s"),
-        ]
-        if limits.walltime_s:
-            looks.append(Walltime(Deadline(limits.walltime_s), f"the job may run {limits.walltime_s} s"))
-        return looks
+    async def _watch_over(self, payload: PayloadProcess) -> None:
+        if self._guard:
+            looks = self._guard.attach(payload.pid, payload.members)
+            await watch(looks, self.stop, self.bench.settings.grace)
+
+    def _make_guard(self) -> Guard:
+        bench = self.bench
+        post = Post(
+            job=self.job,
+            queue=self._info.queue,
+            settings=bench.settings,
+            limits=self._limits,
+            workdir=self.workdir,
+            main_dir=bench.main_dir,
+            own_files=(JOURNAL, "pilotlog.txt"),
+            processes=bench.processes,
+            environ=bench.environ,
+            nest=bench.nest,
+            slot_end=self._slot_end,
+            resource_types=bench.resource_types,
+            started=self._watch.started,
+        )
+        self._guard = Guard(post)
+        return self._guard
 
     async def _end_payload(self, payload: PayloadProcess) -> None:
         await self.stop.paced(lambda: payload.stop(self._payload_share(), self._payload_grace()))
@@ -288,7 +307,10 @@ class JobRun:
             return
         self._note("ended", exit_code=ended.exit_code, signum=ended.signum)
         self.outcome.exit_code, self.outcome.signum = ended.exit_code, ended.signum
-        self.outcome.usage = replace(self._tally.usage(), cpu_time=round(ended.cpu_time))
+        if self._guard:
+            killed = (ended.signum == signal.SIGKILL and not ended.stopped) or ended.exit_code == 128 + signal.SIGKILL
+            await self._guard.close(ended.spent, ended.seconds, killed=killed)
+            self.outcome.usage = self._guard.usage
 
     def _payload_share(self) -> Deadline:
         """By when nothing of the payload may be left."""
@@ -407,7 +429,8 @@ class JobRun:
             return self._reporter.report(self.outcome.state, pilot_log=extract, metrics="")
 
     async def _beat(self, state: State, deadline: Deadline) -> Reply:
-        self.outcome.usage = self._tally.usage()
+        if self._guard:
+            self.outcome.usage = self._guard.usage
         return await self.bench.server.update(self._reporter.report(state), deadline, self.stop)
 
     def _heard(self, reply: Reply) -> None:

@@ -110,6 +110,7 @@ class LocalRun:
             mv_stagein="copy",
             mv_stageout="copy",
             free_space_limit_running=0,
+            looping_limit=0,  # who runs a job by hand sees that it does nothing
             cleanup=False,  # the main directory goes as a whole, or is kept
         )
         bench = make_bench(
@@ -129,6 +130,7 @@ class LocalRun:
             return await JobRun(bench, local.job, stop, limits=local.limits).run()
         finally:
             beside.cancel()
+            bench.nest.close()
             hold()
 
     async def _info(self, fetch: Callable[[str], bytes], stop: Stop) -> QueueInfo:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pilot.assembly import (
     Place,
@@ -21,7 +22,7 @@ from pilot.assembly import (
     remove_main_dir,
 )
 from pilot.batch import BatchFacts
-from pilot.errors import Code, PilotError
+from pilot.errors import Code, PilotError, ServerError
 from pilot.masking import Masker
 from pilot.node import free_disk, read_node
 from pilot.outcome import Outcome, Progress
@@ -43,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the last worker status gets even when no time is left: a server that is well answers in milliseconds.
 FAREWELL_LEAST = 1.0
+
+#: Seconds to wait for the server's resource types: there is a table to do without.
+_RESOURCE_TYPES_PATIENCE = 10.0
 
 Tick = Callable[[], Awaitable[None]]
 
@@ -153,11 +157,15 @@ class PilotRun:
                 log=log,
                 progress=self._progress,
                 fetch=self._fetch,
+                resource_types=await self._resource_types(server, stop) if settings.kill_for_memory else None,
             )
             log.end_header()
             slot = Slot(bench, self._seat(info, place), stop, self._started)
             self.outcomes = slot.outcomes
-            await slot.run()
+            try:
+                await slot.run()
+            finally:
+                bench.nest.close()
         finally:
             farewell = asyncio.ensure_future(self._farewell(greeting, server, place))
             await stop.paced(lambda: asyncio.wait({farewell}, timeout=_seconds_for_farewell(stop)))
@@ -203,6 +211,14 @@ class PilotRun:
             await server.worker_status(
                 status, str(batch.worker_id), batch.harvester_id, place.node.name, self._settings.queue
             )
+
+    async def _resource_types(self, server: Server, stop: Stop) -> list[dict[str, Any]]:
+        """What the server says of memory by resource type; if nothing, the pilot's own table counts."""
+        try:
+            return await stop.guard(asyncio.wait_for(server.resource_types(), _RESOURCE_TYPES_PATIENCE))
+        except (ServerError, TimeoutError) as error:
+            logger.warning("the server did not tell its resource types: %s", error)
+            return []
 
     async def _queuedata(self, place: Place, stop: Stop) -> QueueInfo:
         settings = self._settings

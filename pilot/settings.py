@@ -205,14 +205,21 @@ class Settings:
     maximum_input_file_sizes: int = opt(14_336 << 20, "inputs of a job together, when the queue does not say",
                                         ini="Pilot.maximum_input_file_sizes", kind=SIZE, later="size checks")
 
-    maximum_output_file_size: int = opt(500 << 30, "largest output", ini="Pilot.maximum_output_file_size", kind=SIZE,
-                                        later="payload checks")
+    maximum_output_file_size: int = opt(500 << 30, "largest output", ini="Pilot.maximum_output_file_size", kind=SIZE)
     local_size_limit_stdout: int = opt(2 << 30, "largest stdout of a payload; the file says it in kB", kind=KILOBYTES,
-                                       ini="Pilot.local_size_limit_stdout", later="payload checks")
-    looping_limit: float = opt(7200.0, "a payload that wrote nothing for so long is ended", later="payload checks",
+                                       ini="Pilot.local_size_limit_stdout")
+    looping_limit: float = opt(7200.0, "a payload that wrote nothing for so long is ended",
                                ini="Pilot.looping_limit_default", queue="pilot_looping_limit")
-    looping_verification_time: float = opt(900.0, "time between two looks for that", later="payload checks",
+    looping_verification_time: float = opt(900.0, "time between two looks for that",
                                            ini="Pilot.looping_verification_time")
+    kill_for_memory: bool = opt(False, "end jobs that use more memory than their resource type allows",
+                                ini="Pilot.kill_for_memory", queue="pilot_kill_for_memory", new=True)
+    max_processes: int = opt(0, "most processes of a payload; 0 for no limit", ini="Pilot.max_processes",
+                             queue="pilot_max_processes", new=True)
+    meter: str = opt("auto", "what measures payloads: procfs, cgroup, prmon; auto takes cgroup where there is one",
+                     "--meter", ini="Pilot.meter", kind=LOWER, queue="pilot_meter", new=True)
+    cgroup: str = opt("auto", "control group to make those of payloads in; auto: our own if it was delegated; off",
+                      "--cgroup", ini="Pilot.cgroup", kind=FOLDER, new=True)
     enable_delay_to_get_job: bool = opt(False, "take no job while the node is busy", later="node checks",
                                         env="PILOT_ENABLE_DELAY_TO_GET_JOB", ini="Pilot.enable_delay_to_get_job")
     load_factor: float = opt(1.2, "load per core above which a node is busy", env="PILOT_LOAD_FACTOR",

@@ -185,7 +185,9 @@ class Slot:
         self.outcomes.append(await run.refuse(error))
 
     def _run_end(self) -> Deadline:
-        return self._end.less(min(_END_MARGIN, self._lifetime() / 10))
+        """When a running job is stopped: the queue may allow it more time than it takes to begin another."""
+        extra = self._lifetime() * (self._bench.info.queue.walltime_grace - 1)
+        return Deadline(self._end.remaining + extra).less(min(_END_MARGIN, self._lifetime() / 10))
 
     def _note_id(self, job_id: int) -> None:
         """`pandaIDs.out`, one id a line, which wrappers read."""

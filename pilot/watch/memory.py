@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
+
 from pilot.errors import Code, PilotError
 from pilot.watch.look import nearness
-from pilot.watch.meter import Meter, Tally
+from pilot.watch.memorylimit import MemoryLimit
+from pilot.watch.meter import Meter, Sample, Tally
 
-#: Seconds between samples: often at first, when payloads grow, then once a minute as Pilot 3 did (PILOT3 5.4).
-_FIRST, _LONGEST = 1.0, 60.0
+logger = logging.getLogger(__name__)
+
+#: Seconds between samples: the first ones while a payload grows, then never more often than `_STEADY` or more seldom
+#: than once a minute, as Pilot 3 did (PILOT3 5.4). Near the limit every `_FIRST`.
+_FIRST, _STEADY, _LONGEST = 0.25, 2.0, 60.0
+
+#: A sample of so many CPU seconds is worth a pause of so many times as long: 0.5 % of a core at most.
+_PAUSE = 200
+
+#: Share of the limit at which there is a line in the log.
+_WARN = 0.9
 
 
 class Memory:
@@ -16,26 +30,42 @@ class Memory:
     Args:
         meter: attached to the payload.
         tally: where samples go.
-        limit: kB, 0 for none.
+        limit: of the PSS.
+        also: gets each sample too, such as a time line.
     """
 
     slow = False
 
-    def __init__(self, meter: Meter, tally: Tally, limit: int = 0) -> None:
+    def __init__(
+        self, meter: Meter, tally: Tally, limit: MemoryLimit | None = None, *also: Callable[[Sample], None]
+    ) -> None:
         self._meter = meter
         self._tally = tally
-        self._limit = limit
+        self._limit = limit or MemoryLimit()
+        self._also = also
         self._period = _FIRST / 2
+        self._warned = False
 
     def look(self) -> float:
-        """Sample; the period doubles up to a minute and shrinks near the limit."""
+        """Sample. The period doubles until sampling costs next to nothing, and shrinks near the limit."""
+        before = time.thread_time()
         sample = self._meter.sample()
         self._tally.add(sample)
+        for take in self._also:
+            take(sample)
         used = sample.pss or sample.rss
-        if self._limit and used > self._limit:
-            raise PilotError(
-                Code.PAYLOADEXCEEDMAXMEM,
-                f"{used} kB (PSS) in {sample.processes} processes, the limit is {self._limit} kB",
-            )
-        self._period = min(self._period * 2, _LONGEST)
-        return min(self._period, nearness(used, self._limit, _FIRST, _LONGEST))
+        self._check(sample, used)
+        price = (time.thread_time() - before) * _PAUSE
+        self._period = min(self._period * 2, max(_STEADY, min(price, _LONGEST)))
+        return min(self._period, nearness(used, self._limit.kb, _FIRST, _LONGEST))
+
+    def _check(self, sample: Sample, used: int) -> None:
+        limit = self._limit
+        if not limit.kb or used <= limit.kb * _WARN:
+            return
+        text = f"{used} kB (PSS) in {sample.processes} processes, the limit is {limit.kb} kB ({limit.origin})"
+        if used > limit.kb:
+            raise PilotError(Code.PAYLOADEXCEEDMAXMEM, text)
+        if not self._warned:
+            self._warned = True
+            logger.warning("the payload is near its memory limit: %s", text)

@@ -5,17 +5,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
+from pilot.cgroup import Group
+from pilot.processes import Processes, Spent
 from pilot.server.report import Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One look at a payload. Memory in kB, I/O in bytes since its start, cpu in seconds since its start."""
+    """One look at a payload. Memory in kB, I/O in bytes since its start, CPU in seconds since its start.
+
+    Attributes:
+        rss, pss, vmem, swap: sums over the processes; RSS counts a shared page for each, PSS once.
+        rchar, wchar: through system calls, page cache or not. rbytes, wbytes: from and to disks.
+        cpu: user and system; utime, stime: the same one by one, where they are known.
+        charged: memory of the payload's control group, page cache included.
+    """
 
     seconds: float
     processes: int
+    threads: int = 0
     rss: int = 0
     pss: int = 0
     vmem: int = 0
@@ -25,6 +36,30 @@ class Sample:
     rbytes: int = 0
     wbytes: int = 0
     cpu: float = 0.0
+    utime: float = 0.0
+    stime: float = 0.0
+    charged: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What a meter is to measure.
+
+    Attributes:
+        pid: of the payload's first process.
+        members: tells the pids of all its living processes, parents first.
+        workdir: the job directory.
+        processes: to start a program beside the payload.
+        environ: for such a program.
+        group: the control group made for the payload, None if there is none.
+    """
+
+    pid: int
+    members: Callable[[], list[int]]
+    workdir: Path
+    processes: Processes
+    environ: Mapping[str, str]
+    group: Group | None = None
 
 
 class Meter(ABC):
@@ -33,18 +68,28 @@ class Meter(ABC):
     Attributes:
         name: as a queue or a setting names it.
         needs: modules to how to install them, for `pilot plugins`.
+        writes_timeline: True if it leaves `memory_monitor_output.txt` and its summary by itself.
     """
 
     name: ClassVar[str]
     needs: ClassVar[Mapping[str, str]] = {}
+    writes_timeline: ClassVar[bool] = False
+
+    @classmethod
+    def problem(cls, group: Group | None, environ: Mapping[str, str]) -> str:
+        """Why it cannot measure here, empty if it can."""
+        return ""
 
     @abstractmethod
-    def attach(self, members: Callable[[], list[int]]) -> None:
-        """Measure the processes that `members` tells, from now on."""
+    def attach(self, subject: Subject) -> None:
+        """Measure a payload that has just been started, from now on."""
 
     @abstractmethod
     def sample(self) -> Sample:
         """Look now. Quick: a few milliseconds for a tree of ordinary size."""
+
+    async def close(self) -> None:  # noqa: B027  # most meters have nothing to end
+        """The payload has ended. Takes up to a few seconds when a program has to write its summary."""
 
 
 class Tally:
@@ -54,6 +99,10 @@ class Tally:
         self._count = 0
         self._sums = dict.fromkeys(_MEMORY, 0)
         self._peaks = dict.fromkeys(_MEMORY, 0)
+        self._spent = Spent()
+        self._seconds = 0.0
+        self.charged_peak = 0
+        self.processes_peak = 0
         self.last: Sample | None = None
 
     def add(self, sample: Sample) -> None:
@@ -62,27 +111,51 @@ class Tally:
             return
         self._count += 1
         self.last = sample
+        self.charged_peak = max(self.charged_peak, sample.charged)
+        self.processes_peak = max(self.processes_peak, sample.processes)
         for name in _MEMORY:
             value = getattr(sample, name)
             self._sums[name] += value
             self._peaks[name] = max(self._peaks[name], value)
 
+    def end(self, spent: Spent, seconds: float) -> None:
+        """The payload has ended: what the kernel counted is surer than samples, which miss what is between them."""
+        self._spent, self._seconds = spent, seconds
+        self._peaks["rss"] = max(self._peaks["rss"], spent.max_rss)
+
     def peak(self, name: str) -> int:
-        """The highest `rss`, `pss`, `vmem` or `swap` seen, kB."""
+        """The highest `rss`, `pss`, `vmem` or `swap` known, kB."""
         return self._peaks[name]
 
+    def average(self, name: str) -> int:
+        """The mean of `rss`, `pss`, `vmem` or `swap` over the samples, kB."""
+        return self._sums[name] // max(1, self._count)
+
+    def totals(self) -> dict[str, int]:
+        """`rchar`, `wchar`, `rbytes` and `wbytes` so far."""
+        return {name: max(getattr(self.last, name, 0), spent) for name, spent in zip(_IO, self._spent.io, strict=True)}
+
     def usage(self) -> Usage:
-        """What to report; nothing is known before the first sample."""
+        """What to report; nothing is known before the first sample or the end."""
         last = self.last
-        if last is None:
+        if last is None and not self._seconds:
             return Usage()
-        seconds = max(last.seconds, 1.0)
-        memory = {f"max_{name}": self._peaks[name] for name in _MEMORY}
-        memory |= {f"avg_{name}": self._sums[name] // self._count for name in _MEMORY}
-        totals = {f"tot_{name}": getattr(last, name) for name in _IO}
-        rates = {f"rate_{name}": int(getattr(last, name) / seconds) for name in _IO}
-        cores = round(last.cpu / last.seconds, 2) if last.seconds >= 1 else None
-        return replace(Usage(cpu_time=round(last.cpu), cores=cores), **memory, **totals, **rates)
+        seconds = self._seconds or (last.seconds if last else 0.0)
+        cpu = max(last.cpu if last else 0.0, self._spent.cpu)
+        numbers = self._memory() if last or self._spent.max_rss else {}
+        for name, value in self.totals().items():
+            numbers[f"tot_{name}"] = value
+            numbers[f"rate_{name}"] = int(value / max(seconds, 1.0))
+        cores = round(cpu / seconds, 2) if seconds >= 1 else None
+        return replace(Usage(cpu_time=round(cpu), cores=cores), **numbers)
+
+    def _memory(self) -> dict[str, int]:
+        """Without a sample only the largest process is known, which is all that there is to say."""
+        if not self._count:
+            return {"max_rss": self._peaks["rss"]}
+        return {f"max_{name}": self._peaks[name] for name in _MEMORY} | {
+            f"avg_{name}": self.average(name) for name in _MEMORY
+        }
 
 
 _MEMORY = ("rss", "pss", "vmem", "swap")

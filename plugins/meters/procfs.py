@@ -5,87 +5,140 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 
-from pilot.watch.meter import Meter, Sample
+from pilot.watch.meter import Meter, Sample, Subject
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 
-#: A PSS pass walks all page tables (about 0.2 ms a small process): on larger trees only every n-th sample does it.
-_PSS_EVERY = 5
-_SMALL_TREE = 20
+#: A PSS pass walks all page tables, which the kernel needs 0.2 ms for with a small process and 100 ms with a large
+#: tree: it is done when RSS has moved by a twentieth since the last one, or so many passes of the same price have gone.
+_PSS_CHANGE = 0.05
+_PSS_EVERY = 20
+
+#: Below this many processes it always is.
+_SMALL_TREE = 8
+
+
+@dataclass(slots=True)
+class _Used:
+    """What one process has used: its parent, CPU seconds (user, system), I/O bytes in the order of proc(5)."""
+
+    parent: int
+    cpu: tuple[float, float]
+    io: tuple[int, int, int, int]
 
 
 class Procfs(Meter):
-    """Sums of /proc/PID/stat, status, smaps_rollup and io over the payload's processes."""
+    """Sums of /proc/PID/stat, statm, io and smaps_rollup over the payload's processes.
+
+    What a process used that has ended is in its parent's numbers once that has waited for it. What came to the pilot
+    as an orphan is kept here. A process that lived and ended between two samples, and was not waited for by its
+    parent (SIGCHLD ignored), is not seen; nor is a peak between two samples.
+    """
 
     name = "procfs"
 
     def __init__(self) -> None:
         self._members: Callable[[], list[int]] = list
         self._started = time.monotonic()
-        self._io: dict[tuple[int, str], list[int]] = {}
-        self._cpu = 0.0
-        self._count = 0
-        self._pss = 0
+        self._seen: dict[tuple[int, bytes], _Used] = {}
+        self._orphans: list[_Used] = []
+        self._passes = 0
+        self._pss = self._swap = self._rss_then = 0
+        self._highest = [0.0] * 6
 
-    def attach(self, members: Callable[[], list[int]]) -> None:
+    def attach(self, subject: Subject) -> None:
         """Start the clock."""
-        self._members = members
+        self._members = subject.members
         self._started = time.monotonic()
 
     def sample(self) -> Sample:
         """One pass over all processes; those that end meanwhile are passed over."""
         pids = self._members()
-        memory = dict.fromkeys(("VmRSS", "VmSize", "VmSwap"), 0)
-        cpu = 0.0
+        seen: dict[tuple[int, bytes], _Used] = {}
+        rss = vmem = threads = 0
         for pid in pids:
-            cpu += self._process(pid, memory)
-        if len(pids) <= _SMALL_TREE or self._count % _PSS_EVERY == 0:
-            self._pss = sum(map(_pss, pids))
-        self._count += 1
-        self._cpu = max(self._cpu, cpu)
-        rchar, wchar, rbytes, wbytes = map(sum, zip((0, 0, 0, 0), *self._io.values(), strict=True))
+            fields = _read(pid, "stat").rpartition(b")")[2].split()
+            if not fields:
+                continue
+            threads += int(fields[17])
+            vmem += int(fields[20]) >> 10
+            rss += int(fields[21]) * _PAGE_KB
+            seen[pid, fields[19]] = _used(pid, fields)
+        self._keep_orphans(seen)
+        self._measure_pss(pids, rss)
+        utime, stime, *io = self._totals()
         return Sample(
             seconds=time.monotonic() - self._started,
-            processes=len(pids),
-            rss=memory["VmRSS"],
-            pss=self._pss,
-            vmem=memory["VmSize"],
-            swap=memory["VmSwap"],
-            rchar=rchar,
-            wchar=wchar,
-            rbytes=rbytes,
-            wbytes=wbytes,
-            cpu=self._cpu,
+            processes=len(seen),
+            threads=threads,
+            rss=rss,
+            pss=min(self._pss, rss) if rss else 0,
+            vmem=vmem,
+            swap=self._swap,
+            rchar=int(io[0]),
+            wchar=int(io[1]),
+            rbytes=int(io[2]),
+            wbytes=int(io[3]),
+            cpu=utime + stime,
+            utime=utime,
+            stime=stime,
         )
 
-    def _process(self, pid: int, memory: dict[str, int]) -> float:
-        """Add one process to `memory` and to the I/O table; its CPU seconds, with those of its ended children."""
-        fields = _read(pid, "stat").rpartition(")")[2].split()
-        if not fields:
-            return 0.0
-        for line in _read(pid, "status").splitlines():
-            key, _, value = line.partition(":")
-            if key in memory:
-                memory[key] += int(value.split()[0])
-        io = dict(line.split(": ") for line in _read(pid, "io").splitlines() if ": " in line)
-        if io:
-            # Kept after the process has ended, under its start time: /proc forgets it, the totals must not.
-            self._io[pid, fields[19]] = [int(io[key]) for key in ("rchar", "wchar", "read_bytes", "write_bytes")]
-        return sum(map(int, fields[11:15])) / _TICKS
+    def _keep_orphans(self, seen: dict[tuple[int, bytes], _Used]) -> None:
+        """Those that have ended since, and whose parent was the pilot: no process of the payload counts them."""
+        pilot = os.getpid()
+        ended = (used for key, used in self._seen.items() if key not in seen)
+        self._orphans += [used for used in ended if used.parent == pilot]
+        self._seen = seen
+
+    def _totals(self) -> list[float]:
+        """User, system, and the four of I/O: never less than before, since nothing that was used is given back."""
+        every = [*self._seen.values(), *self._orphans]
+        now = [sum(column) for column in zip(*((*used.cpu, *used.io) for used in every), strict=True)] or [0.0] * 6
+        self._highest = [max(old, new) for old, new in zip(self._highest, now, strict=True)]
+        return self._highest
+
+    def _measure_pss(self, pids: list[int], rss: int) -> None:
+        self._passes += 1
+        moved = abs(rss - self._rss_then) > self._rss_then * _PSS_CHANGE
+        if moved or len(pids) <= _SMALL_TREE or self._passes >= _PSS_EVERY:
+            found = [_pss(pid) for pid in pids]
+            self._pss, self._swap = sum(pss for pss, _ in found), sum(swap for _, swap in found)
+            self._rss_then, self._passes = rss, 0
 
 
-def _read(pid: int, name: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_text()
-    except (OSError, UnicodeDecodeError):  # it ended, or runs as another user now
-        return ""
+def _used(pid: int, fields: list[bytes]) -> _Used:
+    """CPU and I/O of a process, with those of its children that it has waited for."""
+    utime, stime, cutime, cstime = map(int, fields[11:15])
+    words = _read(pid, "io").split()
+    rchar, wchar, rbytes, wbytes = (int(words[at]) for at in (1, 3, 9, 11)) if len(words) > 11 else (0, 0, 0, 0)
+    cpu = ((utime + cutime) / _TICKS, (stime + cstime) / _TICKS)
+    return _Used(int(fields[1]), cpu, (rchar, wchar, rbytes, wbytes))
 
 
-def _pss(pid: int) -> int:
-    """Proportional set size, kB: shared pages counted once over the tree."""
+def _pss(pid: int) -> tuple[int, int]:
+    """Proportional set size, which counts shared pages once over the tree, and swap, kB."""
+    pss = swap = 0
     for line in _read(pid, "smaps_rollup").splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    return 0
+        if line.startswith(b"Pss:"):
+            pss = int(line.split()[1])
+        elif line.startswith(b"Swap:"):
+            swap = int(line.split()[1])
+    return pss, swap
+
+
+def _read(pid: int, name: str) -> bytes:
+    """A file of /proc in one read: pathlib and text would double what a sample costs."""
+    try:
+        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY)
+    except OSError:  # it ended, or runs as another user now
+        return b""
+    try:
+        return os.read(fd, 8192)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)

@@ -1,0 +1,215 @@
+"""All that watches one payload: its control group, its meter and time line, the looks, and what the kernel knows."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pilot import plugins
+from pilot.cgroup import Group, Nest, OwnGroup
+from pilot.download import fetch_url
+from pilot.errors import PilotError
+from pilot.job import Job, Limits
+from pilot.processes import Processes, Spent
+from pilot.queuedata import Queue
+from pilot.server.report import Usage
+from pilot.settings import Settings
+from pilot.stop import Deadline, in_thread
+from pilot.watch.disk import FreeSpace, WorkdirSize, workdir_limit
+from pilot.watch.killfile import KillFile
+from pilot.watch.look import Look
+from pilot.watch.looping import Looping
+from pilot.watch.memory import Memory
+from pilot.watch.memorylimit import MemoryLimit, memory_limit
+from pilot.watch.meter import Meter, Subject, Tally
+from pilot.watch.oom import OutOfMemory
+from pilot.watch.outputs import OutputSize, StdoutSize
+from pilot.watch.processcount import ProcessCount
+from pilot.watch.shutdown import MachineShutdown
+from pilot.watch.stacks import log_stacks
+from pilot.watch.timeline import FILES, Timeline
+from pilot.watch.walltime import Walltime, job_seconds, slot_seconds
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for one key of machine features at a URL.
+_FEATURE_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post:
+    """What a guard has to know.
+
+    Attributes:
+        limits: of the job file.
+        workdir, main_dir: of the job and of the pilot.
+        own_files: names of the pilot's own files in the job directory.
+        slot_end: when the slot is over; infinite where there is no slot, as in `pilot local`.
+        started: when the job was started, on the monotonic clock.
+        resource_types: as the server tells them; None if this pilot does not end jobs for their memory.
+    """
+
+    job: Job
+    queue: Queue
+    settings: Settings
+    limits: Limits
+    workdir: Path
+    main_dir: Path
+    own_files: tuple[str, ...]
+    processes: Processes
+    environ: Mapping[str, str]
+    nest: Nest
+    slot_end: Deadline
+    resource_types: Sequence[Mapping[str, Any]] | None = None
+    started: float = field(default_factory=time.monotonic)
+
+
+class Guard:
+    """Watches one payload, from before its start until after its end.
+
+    Attributes:
+        prefix: of the command that starts the payload, so that it begins in its control group; may be empty.
+        out_of_memory: 1212 after `close`, if the kernel killed a process of the payload for want of memory.
+    """
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        pull = post.settings.harvester_submitmode == "PULL"
+        self._limit = memory_limit(post.job, post.queue, post.limits, post.resource_types, pull=pull)
+        self._group = self._make_group()
+        self.prefix = self._group.prefix if self._group else ()
+        self.out_of_memory: PilotError | None = None
+        self._oom = OutOfMemory(self._group, post.nest.slot)
+        self._tally = Tally()
+        self._timeline = Timeline(post.workdir)
+        self._meter = choose_meter(post.settings.meter, self._group, post.environ)
+        self._members: Callable[[], list[int]] = list
+        self._seen: set[int] = set()
+
+    def attach(self, pid: int, members: Callable[[], list[int]]) -> list[Look]:
+        """The payload was started: what to look at while it runs."""
+        self._members = members
+        self._seen.add(pid)
+        logger.info("meter: %s; memory limit: %s", self._meter.name, _words(self._limit))
+        self._meter.attach(
+            Subject(
+                pid=pid,
+                members=self._living,
+                workdir=self._post.workdir,
+                processes=self._post.processes,
+                environ=self._post.environ,
+                group=self._group,
+            )
+        )
+        takers = () if self._meter.writes_timeline else (self._timeline.add,)
+        memory = Memory(self._meter, self._tally, self._limit, *takers)
+        return [memory, *self._disk(), *self._clock(), *self._behaviour()]
+
+    @property
+    def usage(self) -> Usage:
+        """What the payload has used so far."""
+        return self._tally.usage()
+
+    async def close(self, spent: Spent, seconds: float, *, killed: bool) -> None:
+        """The payload has ended: complete the numbers and the time line, hear the kernel, take the group away.
+
+        Args:
+            spent: what the kernel counted.
+            seconds: how long it ran.
+            killed: SIGKILL ended it, or a child of it, and the pilot did not send one.
+        """
+        cpu = self._group.cpu_seconds if self._group else None
+        self._tally.end(Spent(max(spent.cpu, cpu or 0.0), spent.max_rss, spent.io), seconds)
+        peak = max(self._tally.peak("pss"), self._tally.peak("rss"))
+        self.out_of_memory = self._oom.error(self._seen, killed=killed, peak_kb=peak)
+        await self._meter.close()
+        if not self._meter.writes_timeline:
+            self._timeline.close(self._tally)
+        await self.remove()
+
+    async def remove(self) -> None:
+        """Take the control group away, with whatever should be left in it. May be called again."""
+        self._oom.close()
+        group, self._group = self._group, None
+        if group is not None:
+            await in_thread(group.remove)
+
+    def _make_group(self) -> OwnGroup | None:
+        post = self._post
+        group = post.nest.make(f"payload-{post.job.job_id}-{post.job.attempt}")
+        if group is not None:
+            group.limit(self._limit.kb, post.settings.max_processes)
+        return group
+
+    def _living(self) -> list[int]:
+        """Members; all that were ever seen are kept, to be known again in the kernel's log."""
+        pids = self._members()
+        self._seen.update(pids)
+        return pids
+
+    def _disk(self) -> list[Look]:
+        post, settings = self._post, self._post.settings
+        outputs = [file.lfn for file in post.job.outputs]
+        patience = settings.looping_limit or math.inf
+        return [
+            FreeSpace(post.workdir, settings.free_space_limit_running),
+            WorkdirSize(post.workdir, workdir_limit(post.queue, post.job, post.limits)),
+            StdoutSize(post.workdir, settings.local_size_limit_stdout, skip=outputs),
+            OutputSize(post.workdir, outputs, settings.maximum_output_file_size, patience),
+        ]
+
+    def _clock(self) -> list[Look]:
+        post, settings = self._post, self._post.settings
+        looks: list[Look] = [MachineShutdown(post.environ, partial(_fetch, settings.allow_http))]
+        if math.isfinite(post.slot_end.at):
+            looks.append(Walltime(post.slot_end, slot_seconds(post.queue, settings.lifetime)[1]))
+            seconds, what = job_seconds(post.job, post.queue, settings.lifetime)
+            looks.append(Walltime(Deadline(seconds - (time.monotonic() - post.started)), what))
+        if post.limits.walltime_s:
+            looks.append(Walltime(Deadline(post.limits.walltime_s), f"the job may run {post.limits.walltime_s} s"))
+        return looks
+
+    def _behaviour(self) -> list[Look]:
+        post, settings = self._post, self._post.settings
+        looks: list[Look] = [KillFile(post.main_dir, post.workdir)]
+        if settings.max_processes:
+            looks.append(ProcessCount(self._members, settings.max_processes))
+        if settings.looping_limit and post.job.looping_check:
+            looks.append(
+                Looping(
+                    post.workdir,
+                    settings.looping_limit,
+                    settings.looping_verification_time,
+                    own=(*post.own_files, *FILES),
+                    explain=self._explain,
+                )
+            )
+        return looks
+
+    def _explain(self) -> None:
+        log_stacks(self._members(), self._post.environ.get("PATH"))
+
+
+def choose_meter(name: str, group: Group | None, environ: Mapping[str, str]) -> Meter:
+    """The meter called `name`; where it cannot work, or for `auto`, the best that can."""
+    wanted = ("cgroup" if group else "procfs") if name == "auto" else name
+    found: type[Meter] = plugins.load("pilot.meters", wanted, Meter)
+    problem = found.problem(group, environ)
+    if problem:
+        logger.warning("meter %s cannot be used: %s; procfs instead", wanted, problem)
+        found = plugins.load("pilot.meters", "procfs", Meter)
+    return found()
+
+
+def _words(limit: MemoryLimit) -> str:
+    return f"{limit.kb} kB ({limit.origin})" if limit.kb else "none"
+
+
+def _fetch(allow_http: bool, url: str) -> bytes:
+    return fetch_url(url, allow_http=allow_http, timeout=_FEATURE_TIMEOUT)
