@@ -1,8 +1,8 @@
 """Finding plug-ins: our own by the place of their module, others by entry point.
 
-A plug-in `NAME` of ours is the module `NAME` of its kind's package, so a checkout or an archive works without being
-installed. A third party announces its class in the entry-point group of the same name as the kind. Nothing is imported
-before it is asked for by name.
+A plug-in `NAME` of ours is the module `NAME` of its kind's package (with `_` for `-`), so a checkout or an archive works
+without being installed. A third party announces its class in the entry-point group of the same name as the kind.
+Nothing is imported before it is asked for by name.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def listing(kind: str, base: type) -> Iterator[Plugin]:
 
 def _find(kind: str, name: str) -> Any:
     if name in _own(kind):
-        return _class_in(import_module(f"{KINDS[kind]}.{name}"), name)
+        return _class_in(import_module(f"{KINDS[kind]}.{name.replace('-', '_')}"), name)
     points: tuple[EntryPoint, ...] = tuple(entry_points(group=kind, name=name))
     return points[0].load() if points else None
 
@@ -98,7 +98,8 @@ def _find(kind: str, name: str) -> Any:
 def _own(kind: str) -> set[str]:
     spec = find_spec(KINDS[kind])
     places = spec.submodule_search_locations if spec else None
-    return {module.name for module in iter_modules(places or []) if not module.name.startswith("_")}
+    modules = (module.name for module in iter_modules(places or []))
+    return {name.replace("_", "-") for name in modules if not name.startswith("_")}
 
 
 def _class_in(module: ModuleType, name: str) -> Any:

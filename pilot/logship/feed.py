@@ -1,0 +1,145 @@
+"""One sink and the records on their way to it: batches, retries, losses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from pathlib import Path
+
+from pilot.logship.queue import RecordQueue
+from pilot.logship.record import Record
+from pilot.logship.sink import LogSink, SinkError
+from pilot.stop import Deadline, in_thread
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that records wait for company before they are sent, unless a batch is full.
+LINGER = 0.3
+#: Seconds before the second try with a batch, doubled before each further one, and the longest; half to all of it.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+#: Bytes that a sink's spool may have on disk.
+SPOOL_LIMIT = 64 << 20
+
+
+class Feed:
+    """Delivers records to one sink, in order, and never holds up anybody.
+
+    Args:
+        sink: where they go.
+        spool: directory for those that wait too long for memory.
+        spool_limit: bytes of it.
+
+    Attributes:
+        sent: records that the sink took. lost: those it will never have.
+    """
+
+    def __init__(self, sink: LogSink, spool: Path, spool_limit: int = SPOOL_LIMIT) -> None:
+        self.sink = sink
+        self.sent = 0
+        self.refused = 0
+        self._queue = RecordQueue(spool, spool_limit)
+        self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._deadline = Deadline()
+        self._in_trouble = False
+
+    @property
+    def lost(self) -> int:
+        """Records that were dropped: the spool was full, or the sink will never take them."""
+        return self._queue.lost + self.refused
+
+    def put(self, record: Record, size: int) -> None:
+        """Take a record of `size` bytes."""
+        self._queue.put(record, size)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Deliver until `finish` was called and all is sent or its deadline has passed; what is left then is lost."""
+        try:
+            await self._deliver()
+            await self._close()
+        finally:
+            self.refused += self._queue.clear()
+
+    async def _deliver(self) -> None:
+        pause = _FIRST_PAUSE
+        while not (self._hurry.is_set() and (not len(self._queue) or self._deadline.expired)):
+            if not len(self._queue):
+                await self._something_to_do()
+                continue
+            batch = self._queue.peek(self.sink.max_records, self.sink.max_bytes)
+            if await self._send(batch):
+                self._queue.drop(len(batch))
+                pause = _FIRST_PAUSE
+            else:
+                await self._pause(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def finish(self, deadline: Deadline) -> None:
+        """No more records come; what is there must be sent by the deadline, or is lost."""
+        self._deadline = deadline
+        self._hurry.set()
+        self._wake.set()
+
+    async def _something_to_do(self) -> None:
+        self._wake.clear()
+        await self._wake.wait()
+        try:
+            await asyncio.wait_for(self._hurry.wait(), LINGER)
+        except TimeoutError:
+            pass
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait before the next try; a stop leaves time for one more soon."""
+        wait = seconds * random.uniform(0.5, 1.0)
+        if self._hurry.is_set():
+            await asyncio.sleep(min(wait, 0.5, self._deadline.remaining))
+            return
+        try:
+            await asyncio.wait_for(self._hurry.wait(), wait)
+        except TimeoutError:
+            pass
+
+    async def _send(self, batch: list[Record]) -> bool:
+        """Hand a batch to the sink. True if it is done with: taken, or refused for good."""
+        limit = min(self.sink.context.timeout + 1, max(0.1, self._deadline.remaining))
+        try:
+            await asyncio.wait_for(in_thread(self.sink.send, batch), limit)
+        except SinkError as error:
+            if not error.retry:
+                self._refuse(batch, error)
+                return True
+            self._complain(str(error))
+        except TimeoutError:
+            self._complain(f"no answer in {limit:.0f} s")
+        except Exception as error:  # the door of the client libraries: whatever they raise, the job goes on
+            self._complain(f"{type(error).__name__}: {error}")
+        else:
+            self._rejoice()
+            self.sent += len(batch)
+            return True
+        return False
+
+    def _refuse(self, batch: list[Record], error: SinkError) -> None:
+        self.refused += len(batch)
+        logger.warning("log sink %s refuses %d lines for good: %s", self.sink.name, len(batch), error)
+
+    def _complain(self, problem: str) -> None:
+        """Once when trouble begins, not at every try."""
+        if not self._in_trouble:
+            logger.warning("log sink %s: %s; %d lines wait", self.sink.name, problem, len(self._queue))
+        self._in_trouble = True
+
+    def _rejoice(self) -> None:
+        if self._in_trouble:
+            logger.info(
+                "log sink %s takes lines again; %d wait, %d were lost", self.sink.name, len(self._queue), self.lost
+            )
+        self._in_trouble = False
+
+    async def _close(self) -> None:
+        try:
+            await asyncio.wait_for(in_thread(self.sink.close), max(0.1, min(2.0, self._deadline.remaining)))
+        except Exception as error:  # as above
+            logger.debug("closing log sink %s: %s", self.sink.name, error)

@@ -1,0 +1,133 @@
+"""The live log of one job: its files are followed, and every line goes to every sink."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pilot.logship.feed import SPOOL_LIMIT, Feed
+from pilot.logship.record import Origin, make_record
+from pilot.logship.sink import LogSink
+from pilot.logship.tail import Line, Tail
+from pilot.masking import Masker
+from pilot.stop import Deadline
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks at the files while lines come, and while none do. A look at four quiet files costs 40 us.
+_BUSY, _QUIET = 0.1, 0.5
+#: Bytes that a record has beside its line.
+_ENVELOPE = 300
+#: Seconds that the rate limit looks back.
+_BURST = 10.0
+
+
+class LogShip:
+    """Follows files and feeds sinks.
+
+    Args:
+        origin: whose log it is.
+        top: directory that the names of sources are relative to.
+        masker: hides secrets before a line becomes a record.
+        sinks: where lines go.
+        spool: directory for lines that wait.
+        rate: lines per second that are sent on average, 0 for all; what is more is counted as lost.
+        spool_limit: bytes on disk for each sink.
+
+    Attributes:
+        over_rate: lines that the rate limit kept back.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        top: Path,
+        masker: Masker,
+        sinks: Iterable[LogSink],
+        spool: Path,
+        *,
+        rate: float = 0,
+        spool_limit: int = SPOOL_LIMIT,
+    ) -> None:
+        self.phase = ""
+        self.over_rate = 0
+        self._origin = origin.fields()
+        self._top = top
+        self._masker = masker
+        self._feeds = [Feed(sink, spool / f"{number}-{sink.name}", spool_limit) for number, sink in enumerate(sinks)]
+        self._tails: dict[str, Tail] = {}
+        self._sequences: dict[str, int] = {}
+        self._rate = rate
+        self._allowance = rate * _BURST
+        self._tasks: list[asyncio.Task[None]] = []
+        self._told_lost = 0
+
+    def follow(self, path: Path) -> None:
+        """Send the lines of a file from now on, or from when it is made."""
+        name = str(path.relative_to(self._top)) if path.is_relative_to(self._top) else path.name
+        if name not in self._tails:
+            self._tails[name] = Tail(path, self._masker.stream())
+
+    def start(self) -> None:
+        """Begin to follow and to send."""
+        self._tasks = [asyncio.create_task(feed.run()) for feed in self._feeds]
+        self._tasks.append(asyncio.create_task(self._watch()))
+
+    async def finish(self, deadline: Deadline) -> None:
+        """Send all that is left by the deadline, and end."""
+        *sending, watching = self._tasks
+        watching.cancel()
+        await asyncio.wait({watching})
+        for name, tail in self._tails.items():
+            self._ship(name, tail.finish())
+        self._tell_losses()
+        for feed in self._feeds:
+            feed.finish(deadline)
+        if sending:
+            await asyncio.wait(sending, timeout=deadline.remaining + 0.2)
+        for task in sending:
+            task.cancel()
+        await asyncio.gather(*sending, return_exceptions=True)
+        for feed in self._feeds:
+            logger.info("log sink %s: %d lines sent, %d lost", feed.sink.name, feed.sent, feed.lost)
+
+    def losses(self) -> Mapping[str, int]:
+        """What did not arrive: `rate` for the rate limit, and each sink by its name."""
+        lost = {feed.sink.name: feed.lost for feed in self._feeds if feed.lost}
+        return lost | ({"rate": self.over_rate} if self.over_rate else {})
+
+    async def _watch(self) -> None:
+        period, looked = _BUSY, time.monotonic()
+        while True:
+            await asyncio.sleep(period)
+            now = time.monotonic()
+            self._allowance = min(self._allowance + self._rate * (now - looked), self._rate * _BURST)
+            looked = now
+            found = sum(self._ship(name, tail.read()) for name, tail in self._tails.items())
+            self._tell_losses()
+            period = 0 if found >= 1000 else _BUSY if found else min(_QUIET, period * 2 or _BUSY)
+
+    def _ship(self, source: str, lines: list[Line]) -> int:
+        for line in lines:
+            if self._rate and self._allowance < 1:
+                self.over_rate += 1
+            else:
+                self._allowance -= 1
+                self._put(source, line.number, line.text)
+        return len(lines)
+
+    def _put(self, source: str, number: int, text: str) -> None:
+        sequence = self._sequences[source] = self._sequences.get(source, 0) + 1
+        record = make_record(self._origin, source=source, number=number, sequence=sequence, phase=self.phase, text=text)
+        for feed in self._feeds:
+            feed.put(record, len(text) + _ENVELOPE)
+
+    def _tell_losses(self) -> None:
+        """A reader learns in the stream itself that lines are missing."""
+        lost = sum(feed.lost for feed in self._feeds) + self.over_rate
+        if lost > self._told_lost:
+            self._put("pilot", 0, f"WARNING {lost - self._told_lost} lines were lost or kept back before this one")
+            self._told_lost = lost

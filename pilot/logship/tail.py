@@ -1,0 +1,138 @@
+"""Follow a log file by its name: through creation, growth, truncation and rotation."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+#: Longest line that is sent whole, bytes; a longer one is cut and marked.
+LINE_LIMIT = 64 << 10
+
+#: Bytes read at once and in one turn, so that a payload that writes fast cannot keep the event loop.
+_BLOCK, _TURN = 256 << 10, 1 << 20
+
+CUT_MARK = " [... line cut]"
+
+#: Control characters, but for tab, as escapes: a terminal that shows the log must not obey it.
+_PRINTABLE = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if code != 9}
+
+
+class Line(NamedTuple):
+    """A line of a file: its number from 1 since the file was found, and its text without the end."""
+
+    number: int
+    text: str
+
+
+class Mask(Protocol):
+    """Hides secrets in bytes that come in pieces: `pilot.masking.MaskingStream`."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes, give those that can be shown."""
+
+    def finish(self) -> bytes:
+        """What is left."""
+
+
+class Tail:
+    """The new lines of one file.
+
+    Args:
+        path: its name. The file need not exist yet, and only regular files are read: no pipe can hang us, and no link
+            leads out of the job directory.
+        mask: hides secrets.
+    """
+
+    def __init__(self, path: Path, mask: Mask) -> None:
+        self.path = path
+        self._mask = mask
+        self._fd: int | None = None
+        self._offset = 0
+        self._number = 0
+        self._rest = b""
+        self._cutting = False
+
+    def read(self) -> list[Line]:
+        """Lines that were completed since the last time, at most 1 MiB of them."""
+        if self._fd is None and not self._open():
+            return []
+        data = self._new_bytes()
+        lines = self._lines(self._mask.feed(data)) if data else []
+        if len(data) < _TURN and self._was_replaced():
+            lines += self._last()
+            self._close()
+        return lines
+
+    def finish(self) -> list[Line]:
+        """All that is left, also a last line without an end. The file is closed."""
+        lines: list[Line] = []
+        while found := self.read():
+            lines += found
+        lines += self._last()
+        self._close()
+        return lines
+
+    def _open(self) -> bool:
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return False
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            return False
+        self._fd, self._offset = fd, 0
+        return True
+
+    def _new_bytes(self) -> bytes:
+        assert self._fd is not None  # noqa: S101 - told to mypy
+        if os.fstat(self._fd).st_size < self._offset:  # truncated: it begins anew
+            self._offset = 0
+        data = b""
+        while len(data) < _TURN and (block := os.pread(self._fd, _BLOCK, self._offset)):
+            data += block
+            self._offset += len(block)
+        return data
+
+    def _was_replaced(self) -> bool:
+        """True if the name belongs to another file by now, or to none."""
+        assert self._fd is not None  # noqa: S101
+        try:
+            there = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            return True
+        return not os.path.samestat(there, os.fstat(self._fd))
+
+    def _lines(self, data: bytes) -> list[Line]:
+        *whole, rest = (self._rest + data).split(b"\n")
+        lines = [line for piece in whole if (line := self._line(piece)) is not None]
+        if len(rest) > LINE_LIMIT:
+            if not self._cutting:
+                lines.append(self._numbered(rest[:LINE_LIMIT], cut=True))
+            self._cutting, rest = True, b""
+        self._rest = rest
+        return lines
+
+    def _line(self, piece: bytes) -> Line | None:
+        if self._cutting:  # the end of a line whose beginning was sent
+            self._cutting = False
+            return None
+        return self._numbered(piece[:LINE_LIMIT], cut=len(piece) > LINE_LIMIT)
+
+    def _numbered(self, piece: bytes, *, cut: bool) -> Line:
+        self._number += 1
+        text = piece.rstrip(b"\r").decode("utf-8", "backslashreplace").translate(_PRINTABLE)
+        return Line(self._number, text + (CUT_MARK if cut else ""))
+
+    def _last(self) -> list[Line]:
+        lines = self._lines(self._mask.finish())
+        if self._rest and not self._cutting:
+            lines.append(self._numbered(self._rest[:LINE_LIMIT], cut=len(self._rest) > LINE_LIMIT))
+        self._rest, self._cutting = b"", False
+        return lines
+
+    def _close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

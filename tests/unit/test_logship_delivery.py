@@ -1,0 +1,228 @@
+"""Records arrive once, in order and soon; what cannot arrive is counted and said; nobody waits for a dead sink."""
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from pilot.logship.queue import RecordQueue
+from pilot.logship.record import Origin, Record, make_record, severity_of
+from pilot.logship.shipper import LogShip
+from pilot.logship.sink import LogSink, SinkContext, SinkError
+from pilot.masking import Masker
+from pilot.stop import Deadline
+from plugins.logsinks.file import FileSink
+
+ORIGIN = Origin(task_id="7", job_id="42", host="wn1", queue="Q")
+
+
+class Memory(LogSink):
+    """Keeps what it gets; `faults` are raised first, one a call."""
+
+    name = "memory"
+
+    def __init__(self, *faults, delay=0.0, max_records=500):
+        super().__init__(SinkContext(timeout=2))
+        self.got = []
+        self.times = []
+        self.calls = 0
+        self._faults = list(faults)
+        self._delay = delay
+        self.max_records = max_records
+
+    def send(self, batch):
+        self.calls += 1
+        time.sleep(self._delay)
+        if self._faults:
+            raise self._faults.pop(0)
+        self.got += batch
+        self.times += [time.time()] * len(batch)
+
+
+def ship(tmp_path, *sinks, **options):
+    return LogShip(ORIGIN, tmp_path, Masker(), sinks, tmp_path / "spool", **options)
+
+
+def texts(sink):
+    return [record.fields.get("message") for record in sink.got]
+
+
+async def run(log, write, seconds=5.0):
+    log.start()
+    await write()
+    await log.finish(Deadline(seconds))
+
+
+def test_lines_of_several_files_arrive_with_all_they_need(tmp_path):
+    sink = Memory()
+    log = ship(tmp_path, sink)
+    log.phase = "payload"
+    out, data = tmp_path / "payload.stdout", tmp_path / "events.json"
+    for path in (out, data):
+        log.follow(path)
+
+    async def write():
+        out.write_text("hello\nERROR: no disk\n")
+        data.write_text('{"event": 1, "level": "warning", "PandaJobID": "forged"}\n')
+
+    asyncio.run(run(log, write))
+    by_file = {}
+    for record in sink.got:
+        by_file.setdefault(record.source, []).append(record.fields)
+    hello, error = by_file["payload.stdout"]
+    assert hello["message"] == "hello"
+    assert {
+        "TaskID": "7",
+        "PandaJobID": "42",
+        "Harvester_WorkerID": "",
+        "RequestID": "",
+        "host": "wn1",
+    }.items() <= hello.items()
+    assert (hello["line"], hello["seq"], hello["phase"], hello["severity"]) == (1, 1, "payload", "INFO")
+    assert (error["seq"], error["severity"]) == (2, "ERROR")
+    (event,) = by_file["events.json"]
+    assert (event["event"], event["severity"], event["PandaJobID"]) == (1, "WARNING", "42")
+
+
+def test_the_first_line_is_there_within_a_second(tmp_path):
+    sink = Memory()
+    log = ship(tmp_path, sink)
+    path = tmp_path / "log"
+    log.follow(path)
+    written = []
+
+    async def write():
+        await asyncio.sleep(1.2)  # quiet at first: the slow rhythm
+        path.write_text("first\n")
+        written.append(time.time())
+        while not sink.got:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(run(log, write), 10))
+    assert sink.times[0] - written[0] < 1.0
+
+
+def test_a_sink_in_trouble_gets_everything_once_and_in_order_when_it_is_back(tmp_path):
+    sink = Memory(SinkError("429"), OSError("reset"), SinkError("503"))
+    log = ship(tmp_path, sink)
+    path = tmp_path / "log"
+    log.follow(path)
+
+    async def write():
+        for number in range(1000):
+            with open(path, "a") as file:
+                file.write(f"{number}\n")
+            if number % 100 == 0:
+                await asyncio.sleep(0.02)
+        while len(sink.got) < 1000:
+            await asyncio.sleep(0.05)
+
+    asyncio.run(asyncio.wait_for(run(log, write), 20))
+    assert texts(sink) == [str(number) for number in range(1000)]
+    assert log.losses() == {}
+
+
+def test_a_batch_that_is_refused_for_good_is_counted_and_said(tmp_path):
+    sink = Memory(SinkError("too big", retry=False), max_records=1)
+    log = ship(tmp_path, sink)
+    path = tmp_path / "log"
+    log.follow(path)
+
+    async def write():
+        path.write_text("bad\ngood\n")
+        while not sink.got:
+            await asyncio.sleep(0.05)
+        path.write_text("bad\ngood\nlast\n")
+
+    asyncio.run(asyncio.wait_for(run(log, write), 10))
+    assert log.losses() == {"memory": 1}
+    assert "good" in texts(sink)
+    assert any("1 lines were lost" in str(text) for text in texts(sink))
+
+
+def test_a_dead_sink_holds_up_neither_the_others_nor_the_end(tmp_path):
+    dead, good = Memory(delay=30), Memory()
+    log = ship(tmp_path, dead, good)
+    path = tmp_path / "log"
+    path.write_text("line\n" * 10)
+    log.follow(path)
+
+    async def write():
+        while len(good.got) < 10:
+            await asyncio.sleep(0.02)
+
+    began = time.monotonic()
+    asyncio.run(run(log, write, seconds=1.0))
+    assert time.monotonic() - began < 5
+    assert log.losses() == {"memory": 10}
+
+
+def test_more_than_the_rate_is_kept_back_and_counted(tmp_path):
+    sink = Memory()
+    log = ship(tmp_path, sink, rate=10)
+    path = tmp_path / "log"
+    path.write_text("".join(f"{number}\n" for number in range(1000)))
+    log.follow(path)
+
+    async def write():
+        await asyncio.sleep(0.3)
+
+    asyncio.run(run(log, write))
+    sent = [text for text in texts(sink) if text.isdigit()]
+    assert sent == [str(number) for number in range(len(sent))]
+    assert 100 <= len(sent) < 120
+    assert log.losses()["rate"] == 1000 - len(sent)
+
+
+def test_what_memory_cannot_hold_goes_to_disk_and_then_the_oldest_go(tmp_path):
+    queue = RecordQueue(tmp_path / "spool", spool_limit=3 << 20)
+    records = [make_record({}, source="f", number=n, sequence=n, phase="", text="x" * 1000) for n in range(1, 10_001)]
+    for record in records:
+        queue.put(record, 1000)
+    assert queue.lost > 0
+    assert len(queue) + queue.lost == len(records)
+    assert sum(path.stat().st_size for path in (tmp_path / "spool").iterdir()) < 5 << 20
+    seen = []
+    while batch := queue.peek(500, 1 << 20):
+        seen += [record.sequence for record in batch]
+        queue.drop(len(batch))
+    assert seen == sorted(seen)
+    assert len(seen) == len(records) - queue.lost
+    assert seen[-1] == 10_000
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_a_record_survives_the_spool():
+    record = make_record(ORIGIN.fields(), source="f", number=3, sequence=2, phase="payload", text="ü ERROR")
+    assert Record.from_json(record.to_json()) == record
+
+
+@pytest.mark.parametrize(
+    ("line", "severity"),
+    [
+        ("2026-11-22 03:00:00,1 | WARNING  | pilot | f | text", "WARNING"),
+        ("Traceback (most recent call last):", "ERROR"),
+        ("ValueError: bad", "ERROR"),
+        ("FATAL out of memory", "CRITICAL"),
+        ("no ERRORS here, just INFORMATION", "INFO"),
+        ("0 errors", "INFO"),
+        ("DEBUG x", "DEBUG"),
+    ],
+)
+def test_the_severity_is_found_in_the_text(line, severity):
+    assert severity_of(line) == severity
+
+
+def test_the_file_sink_writes_lines_of_json(tmp_path):
+    target = tmp_path / "out.jsonl"
+    log = ship(tmp_path, FileSink(SinkContext(url=f"file://{target}")))
+    path = tmp_path / "log"
+    path.write_text("one\ntwo\n")
+    log.follow(path)
+
+    async def write():
+        await asyncio.sleep(0)
+
+    asyncio.run(run(log, write))
+    assert [json.loads(line)["message"] for line in target.read_text().splitlines()] == ["one", "two"]
