@@ -1,7 +1,7 @@
 """Finding plug-ins: our own by the place of their module, others by entry point.
 
-A plug-in `NAME` of ours is the module `NAME` of its kind's package (with `_` for `-`), so a checkout or an archive works
-without being installed. A third party announces its class in the entry-point group of the same name as the kind.
+A plug-in `NAME` of ours is the module `NAME` of its kind's package (with `_` for `-`), so a checkout or an archive
+works without being installed. A third party announces its class in the entry-point group of the same name as the kind.
 Nothing is imported before it is asked for by name.
 """
 
