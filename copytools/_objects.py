@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from copytools._parts import Lanes, Part, Reader, new_input, receive, split, sum_part
-from pilot.errors import Trait, TransferError
+from copytools._parts import Lanes, Part, new_input, split, sum_part
+from pilot.errors import Code, Trait, TransferError
 from pilot.staging.checksum import Hasher, computable, differing
 from pilot.staging.copytool import Handle, Stored, Transfer
 from pilot.staging.faults import Direction
@@ -44,8 +44,8 @@ class Source(Protocol):
     def told(self) -> Told:
         """What the storage says of it."""
 
-    def ask(self, part: Part) -> Reader:
-        """The bytes of a part."""
+    def bring(self, fd: int, part: Part, advance: Callable[[int], None]) -> None:
+        """Write the bytes of a part to their place in a file."""
 
     def close(self) -> None:
         """No more is wanted."""
@@ -57,7 +57,7 @@ def md5_in(etag: str, *, encrypted: bool = False) -> str:
     return digits if not encrypted and re.fullmatch("[0-9a-f]{32}", digits) else ""
 
 
-def fetch(transfer: Transfer, source: Source, handle: Handle, passes: Callable[[Exception], bool]) -> Stored:
+def fetch(transfer: Transfer, source: Source, handle: Handle) -> Stored:
     """Bring the bytes of a source to the file, and sum them up in order as parts arrive."""
     try:
         known = source.told
@@ -66,16 +66,14 @@ def fetch(transfer: Transfer, source: Source, handle: Handle, passes: Callable[[
         with new_input(transfer.path) as fd:
             hasher = Hasher(_types(transfer, known))
             with Lanes(LANES, handle) as lanes:
-                _receive_all(fd, split(known.size, PART), source, lanes, hasher, passes)
+                _receive_all(fd, split(known.size, PART), source, lanes, hasher)
             _verify(hasher.digests(), transfer, known)
     finally:
         source.close()
     return Stored(url=transfer.url, size=known.size, checksums=hasher.digests())
 
 
-def _receive_all(
-    fd: int, parts: list[Part], source: Source, lanes: Lanes, hasher: Hasher, passes: Callable[[Exception], bool]
-) -> None:
+def _receive_all(fd: int, parts: list[Part], source: Source, lanes: Lanes, hasher: Hasher) -> None:
     moving: deque[tuple[Part, Future[None]]] = deque()
 
     def settle() -> None:
@@ -84,7 +82,7 @@ def _receive_all(
         sum_part(fd, part, [hasher], lanes.check)
 
     for part in parts:
-        moving.append((part, lanes.start(partial(receive, fd, part, source.ask, lanes.advance, passes))))
+        moving.append((part, lanes.start(partial(source.bring, fd, part, lanes.advance))))
         while moving[0][1].done():
             settle()
             if not moving:
@@ -114,3 +112,28 @@ def refuse_other(transfer: Transfer, found: Mapping[str, str]) -> None:
     if kind := differing(transfer.checksums, found):
         detail = f"{transfer.path} has {kind} {found[kind]}, not {transfer.checksums[kind]}"
         raise TransferError(Direction.OUT.mismatch(kind), detail, Trait.NEXT)
+
+
+def same(
+    transfer: Transfer, there: Told, fd: int, size: int, handle: Handle, read: Callable[[str], Mapping[str, str]]
+) -> Stored:
+    """What is at the destination already, if it has the content of the file; FILEEXISTS (1221) if not.
+
+    Args:
+        transfer: of the file.
+        there: what the storage says of the object.
+        fd: of the file.
+        size: of the file, bytes.
+        handle: of the transfer.
+        read: sums up the object with a type of checksum, for a storage that tells nothing.
+    """
+    if there.size == size:
+        found = {kind: value for kind, value in there.checksums.items() if computable(kind)}
+        found = found or dict(read(transfer.checksum_type))
+        hasher = Hasher(found)
+        sum_part(fd, Part(1, 0, size), [hasher], handle.check)
+        own = hasher.digests()
+        refuse_other(transfer, own)
+        if not differing(own, found):
+            return Stored(url=transfer.url, size=size, checksums=own)
+    raise TransferError(Code.FILEEXISTS, "it is there with other content", Trait.NEXT)

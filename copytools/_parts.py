@@ -138,12 +138,14 @@ class Body:
         fd: of the file.
         part: which bytes.
         advance: hears of bytes that go out for the first time.
+        least: bytes given at least, however few are asked for.
     """
 
-    def __init__(self, fd: int, part: Part, advance: Callable[[int], None]) -> None:
+    def __init__(self, fd: int, part: Part, advance: Callable[[int], None], least: int = _SEND) -> None:
         self._fd = fd
         self._part = part
         self._advance = advance
+        self._least = least
         self._place = self._seen = 0
 
     def __len__(self) -> int:
@@ -155,14 +157,14 @@ class Body:
     def read(self, amount: int | None = None) -> bytes:
         """The next bytes: all if no amount is given, else more than asked for where there are more."""
         left = self._part.size - self._place
-        wanted = left if amount is None or amount < 0 else min(left, max(amount, _SEND))
+        wanted = left if amount is None or amount < 0 else min(left, max(amount, self._least))
         data = os.pread(self._fd, wanted, self._part.start + self._place)
         if len(data) < wanted:
             raise Direction.OUT.fault("it became shorter while it was copied", Trait.FATAL)
         self._place += len(data)
-        if self._place > self._seen:
-            fresh, self._seen = self._place - self._seen, self._place
-            self._advance(fresh)
+        fresh = max(0, self._place - self._seen)
+        self._seen += fresh
+        self._advance(fresh)  # also if it is none: a library that tries again is to hear that all is over
         return data
 
     def tell(self) -> int:

@@ -7,12 +7,12 @@ taken back: the storage checks the bytes instead, by the conditions and the md5 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, cast
 
 from copytools._objects import CONNECT, SILENCE, Told, md5_in, refuse_other
-from copytools._parts import Body, Lanes, Part, Reader, opened_output, sum_part
+from copytools._parts import Body, Lanes, Part, Reader, opened_output, receive, sum_part
 from pilot.errors import Code, Trait, TransferError
 from pilot.staging.checksum import Hasher, computable
 from pilot.staging.copytool import Handle, Stored, Transfer
@@ -47,7 +47,11 @@ class PresignedSource:
         self.told = Told(size, etag, _checksums(headers))
         self._open: BaseHTTPResponse | None = response
 
-    def ask(self, part: Part) -> Reader:
+    def bring(self, fd: int, part: Part, advance: Callable[[int], None]) -> None:
+        """Write the bytes of a part to their place in a file."""
+        receive(fd, part, self._ask, advance, _passes)
+
+    def _ask(self, part: Part) -> Reader:
         """The bytes of a part, of the same object as the first."""
         stream, self._open = self._open, None
         if stream is None:
@@ -131,7 +135,7 @@ def presigned_faults(direction: Direction, url: str) -> Iterator[None]:
         raise direction.fault(f"{where}: {_reason(error)}", trait) from None
 
 
-def passes(error: Exception) -> bool:
+def _passes(error: Exception) -> bool:
     """Whether it is a connection that broke while bytes came."""
     from urllib3.exceptions import HTTPError
 

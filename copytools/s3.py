@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 from copytools import _presigned as presigned
-from copytools._objects import CONNECT, LANES, MIB, PART, SILENCE, Told, fetch, md5_in, refuse_other
-from copytools._parts import Body, Lanes, Part, Reader, content_type, opened_output, split, sum_part
+from copytools._objects import CONNECT, LANES, MIB, PART, SILENCE, Told, fetch, md5_in, refuse_other, same
+from copytools._parts import Body, Lanes, Part, Reader, content_type, opened_output, receive, split, sum_part
 from copytools._s3faults import faults, passes, status_of
 from pilot.download import DownloadError, check_url
 from pilot.errors import Code, Trait, TransferError
-from pilot.staging.checksum import Hasher, computable, differing
+from pilot.staging.checksum import Hasher, computable
 from pilot.staging.copytool import CopyTool, Handle, Stored, ToolContext, Transfer
 from pilot.staging.faults import Direction
 
@@ -86,10 +86,10 @@ class S3(CopyTool):
         if self._is_presigned(transfer.url):
             with presigned.presigned_faults(Direction.IN, transfer.url):
                 source = presigned.PresignedSource(self._pool(), transfer.url, PART)
-                return fetch(transfer, source, handle, presigned.passes)
+                return fetch(transfer, source, handle)
         with faults(Direction.IN, transfer.url):
             whole = transfer.size is not None and transfer.size <= PART
-            return fetch(transfer, _ObjectSource(self._object(transfer.url), whole=whole), handle, passes)
+            return fetch(transfer, _ObjectSource(self._object(transfer.url), whole=whole), handle)
 
     def put(self, transfer: Transfer, handle: Handle) -> Stored:
         """Store a file, in parts side by side if it is large."""
@@ -99,7 +99,7 @@ class S3(CopyTool):
             target = self._object(transfer.url)
             there = target.look()
             if there is not None:
-                return _same(transfer, target, there, fd, size, handle)
+                return same(transfer, there, fd, size, handle, partial(_read_back, target, handle=handle))
             upload = _Upload(target, transfer, fd, size, handle)
             return upload.whole() if size <= PART else upload.in_parts()
 
@@ -280,7 +280,11 @@ class _ObjectSource:
         self._target = target
         self._open = reply.get("Body")
 
-    def ask(self, part: Part) -> Reader:
+    def bring(self, fd: int, part: Part, advance: Callable[[int], None]) -> None:
+        """Write the bytes of a part to their place in a file."""
+        receive(fd, part, self._ask, advance, passes)
+
+    def _ask(self, part: Part) -> Reader:
         """The bytes of a part, of the same object as the first."""
         stream, self._open = self._open, None
         if stream is None:
@@ -321,24 +325,10 @@ def crc_in(reply: Mapping[str, Any]) -> str:
     return ""
 
 
-def _same(transfer: Transfer, target: _Object, there: Told, fd: int, size: int, handle: Handle) -> Stored:
-    """What is there already, if it has the content of the file; FILEEXISTS (1221) if not."""
-    if there.size == size:
-        found = dict(there.checksums)
-        if not any(computable(kind) for kind in found):  # of parts, and not stored by a pilot
-            found = _read_back(_ObjectSource(target, whole=True), [transfer.checksum_type], handle)
-        hasher = Hasher(kind for kind in found if computable(kind))
-        sum_part(fd, Part(1, 0, size), [hasher], handle.check)
-        own = hasher.digests()
-        refuse_other(transfer, own)
-        if not differing(own, found):
-            return Stored(url=transfer.url, size=size, checksums=own)
-    raise TransferError(Code.FILEEXISTS, "it is there with other content", Trait.NEXT)
-
-
-def _read_back(source: _ObjectSource, types: list[str], handle: Handle) -> dict[str, str]:
-    hasher = Hasher(types)
-    stream = source.ask(Part(1, 0, source.told.size))
+def _read_back(target: _Object, kind: str, handle: Handle) -> Mapping[str, str]:
+    """The checksum of an object, of all its bytes."""
+    hasher = Hasher([kind])
+    stream = target.client.get_object(**target.where)["Body"]
     try:
         while block := stream.read(MIB):
             handle.check()
