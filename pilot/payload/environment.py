@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from string import Template
+from types import MappingProxyType
 
 from pilot.job import Job
 
@@ -60,7 +63,7 @@ def payload_environment(
         environ: the pilot's own environment.
         job: sets its identity (`PandaID`, ...) and its own variables, which win over all others.
         queue_name: the PanDA resource.
-        queue_environ: the queue's `environ` field, `KEY=VALUE` words.
+        queue_environ: the queue's `environ` field, see `parse_environ`.
         prefixes: families that the experiment wants passed on.
         names: single variables that the site wants passed on, credentials or not: it said so by name.
         experiment: variables that the experiment sets; None takes one away.
@@ -68,20 +71,26 @@ def payload_environment(
     families = PASSED_PREFIXES + tuple(prefixes)
     built = {name: _without_password(name, value) for name, value in environ.items() if _passes(name, families)}
     built |= {name: environ[name] for name in names if name in environ}
-    built |= parse_environ(queue_environ)
+    built |= parse_environ(queue_environ, built)
     built |= {"PANDA_RESOURCE": queue_name} if queue_name else {}
     wanted = {**built, **_identity(job), **(experiment or {}), **job.environment}
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def parse_environ(text: str) -> dict[str, str]:
-    """`KEY=VALUE KEY2='a b'` as a queue's `environ` field holds it; words without `=` are passed over."""
+def parse_environ(text: str, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """`KEY=VALUE KEY2='a b'` as a queue's `environ` field holds it; words without `=` are passed over.
+
+    Pilot 3 makes a shell export them, so `$NAME` stands for what is `known` or was set before, else for nothing.
+    """
     try:
         words = shlex.split(text)
     except ValueError:  # an unbalanced quote in the queue configuration
         words = text.split()
-    pairs = (word.removeprefix("export ").partition("=") for word in words)
-    return {key: value.rstrip(";") for key, equals, value in pairs if equals and key.isidentifier()}
+    found: dict[str, str] = {}
+    for key, equals, value in (word.partition("=") for word in words):
+        if equals and key.isidentifier():
+            found[key] = Template(value.rstrip(";")).safe_substitute(defaultdict(str, {**known, **found}))
+    return found
 
 
 def _passes(name: str, families: tuple[str, ...]) -> bool:
