@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,10 @@ from pilot.experiment import Experiment
 from pilot.job import Job
 from pilot.jobreport import Speaker
 from pilot.jobrun import Bench
+from pilot.logship.choose import log_files, make_sinks, wanted
+from pilot.logship.record import Origin
+from pilot.logship.shipper import LogShip
+from pilot.logship.sink import SinkContext
 from pilot.masking import Masker
 from pilot.node import NodeFacts
 from pilot.outcome import Progress
@@ -26,13 +31,15 @@ from pilot.processes import Processes
 from pilot.queuedata import QueueInfo
 from pilot.removal import remove_tree
 from pilot.server import Server
-from pilot.server.tls import Tls
+from pilot.server.tls import Tls, find_tls
 from pilot.settings import Settings
 from pilot.staging.call import StagingLimits
 from pilot.staging.engine import StagingEngine
 from pilot.staging.plan import Planner, input_limit
 from pilot.staging.toolbox import ToolBox
 from pilot.stop import in_thread
+
+logger = logging.getLogger(__name__)
 
 #: Seconds that fetching a transformation may take.
 _FETCH_TIMEOUT = 300.0
@@ -115,6 +122,7 @@ def make_bench(
         fetch=fetch_in_thread,
         environ=place.environ,
         engine=lambda of, job: make_engine(settings, of, job, place, experiment, processes),
+        logship=lambda of, job, workdir: make_logship(settings, of, job, workdir, place, masker),
         main_dir=place.main_dir,
     )
 
@@ -166,6 +174,52 @@ def make_engine(
         checksum_types=(settings.checksum_type,),
     )
     return StagingEngine(plan=plan, tools=tools, launcher=processes, limits=limits, environment=place.environ)
+
+
+def make_logship(
+    settings: Settings, info: QueueInfo, job: Job, workdir: Path, place: Place, masker: Masker
+) -> LogShip | None:
+    """What sends the job's log while it runs; None if nobody wants it, or if it cannot be: no job fails for its log."""
+    try:
+        choices = wanted(settings, info.queue)
+        if not choices:
+            return None
+        context = SinkContext(
+            log_name=settings.realtime_logname,
+            environ=place.environ,
+            secrets=job.pilot_secrets,
+            allow_http=settings.allow_http,
+            tls=find_tls(place.environ, capath=settings.capath).context,
+        )
+        sinks = make_sinks(choices, context)
+    except PilotError as error:
+        logger.warning("no live log: %s", error)
+        return None
+    ship = LogShip(
+        make_origin(info, job, place),
+        workdir,
+        masker,
+        sinks,
+        place.main_dir / f"logship-{job.job_id}",
+        rate=settings.realtime_rate,
+    )
+    for name in log_files(settings, info.queue):
+        ship.follow(workdir / name)
+    return ship
+
+
+def make_origin(info: QueueInfo, job: Job, place: Place) -> Origin:
+    """Whose log it is."""
+    batch = place.batch
+    return Origin(
+        task_id="" if job.task_id is None else str(job.task_id),
+        job_id=str(job.job_id),
+        worker_id="" if batch.worker_id is None else str(batch.worker_id),
+        harvester_id=batch.harvester_id,
+        request_id=job.request_id,
+        host=place.node.name,
+        queue=info.queue.name,
+    )
 
 
 def remove_main_dir(place: Place, cleanup: bool) -> None:

@@ -29,6 +29,7 @@ from pilot.job import File, Job, Kind, Limits
 from pilot.jobreport import Reporter, Speaker
 from pilot.journal import Journal
 from pilot.logarchive import archive_folder, make_log_archive
+from pilot.logship.shipper import LogShip
 from pilot.masking import Masker
 from pilot.outcome import FileOutcome, Outcome, Progress, Stopwatch, internal_error
 from pilot.payload.command import Fetch, prepare_command
@@ -60,6 +61,8 @@ REPORT_RESERVE, REPORT_SHARE = 4.0, 0.5
 REPORT_LEAST = 1.0
 #: Seconds that processes left behind by a payload get between TERM and KILL.
 LEFTOVER_GRACE = 2.0
+#: Longest time for the last lines of a live log, s, and their share of what is left after a stop.
+SHIP_TIME, SHIP_SHARE = 3.0, 0.2
 #: Longest wait for an update on its way before the final one is sent, s.
 SETTLE = 2.0
 #: Seconds that a signal to us may come after the same signal to the payload.
@@ -86,6 +89,7 @@ class Bench:
     fetch: Fetch
     environ: Mapping[str, str]
     engine: Callable[[QueueInfo, Job], StagingEngine]
+    logship: Callable[[QueueInfo, Job, Path], LogShip | None]
     main_dir: Path
 
 
@@ -124,6 +128,7 @@ class JobRun:
         self._watch = Stopwatch()
         self._journal: Journal | None = None
         self._guard: Guard | None = None
+        self._ship: LogShip | None = None
         self._last_command = ""
         self._info = bench.info
         self._log_start = bench.log.position() if log_start is None else log_start
@@ -144,7 +149,9 @@ class JobRun:
             await self._attempt(self._work)
             if self._guard:
                 await self._guard.remove()
+            shipping = asyncio.create_task(self._finish_ship())
             await self._attempt(self._keep_log)
+            await shipping
             await self._heartbeat.settle(min(SETTLE, self.stop.deadline.remaining / 10))
         finally:
             beating.cancel()
@@ -168,6 +175,7 @@ class JobRun:
         _refuse_own_names(self.job)
         self._info = self.bench.info.overlaid(self.job.queue_overrides, self.job.storage_overrides)
         _refuse_missing_features(self.job, self.bench.experiment.needs_container(self.job, self._info.queue))
+        self._start_ship()
         self.bench.experiment.verify(self.job)
         await self._stage_in()
         payload = await self.stop.guard(self._start_payload())
@@ -194,6 +202,8 @@ class JobRun:
         self._note(phase, sync=sync, **facts)
         self._watch.enter(phase)
         self.outcome.timings = self._watch.timings
+        if self._ship:
+            self._ship.enter(phase)
         self.bench.progress.phase(self.job, phase)
         logger.info("job %d: %s", self.job.job_id, phase)
 
@@ -211,6 +221,21 @@ class JobRun:
             raise PilotError(Code.MKDIR, f"{self.workdir}: {error.strerror}") from error
         self._note("acquired", sync=True, job_id=self.job.job_id, attempt=self.job.attempt)
         self.bench.log.link_into(self.workdir)
+
+    def _start_ship(self) -> None:
+        """Let people read the job's log while it runs, if the queue or an option wants that."""
+        self._ship = self.bench.logship(self._info, self.job, self.workdir)
+        if self._ship:
+            if self.bench.log.path:
+                self._ship.follow(self.bench.log.path, self._log_start)
+            self._ship.start()
+
+    async def _finish_ship(self) -> None:
+        """The last lines, in their share of the time; what did not arrive is in the metrics."""
+        if self._ship:
+            await self._ship.finish(Deadline(min(SHIP_TIME, self.stop.deadline.remaining * SHIP_SHARE)))
+            lost = sum(self._ship.losses().values())
+            self.outcome.metrics |= {"logLinesLost": str(lost)} if lost else {}
 
     # ---------------------------------------------------------------------------------------------------------- inputs
 

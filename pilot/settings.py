@@ -235,14 +235,14 @@ class Settings:
     use_rucio_traces: bool = opt(True, "send a trace for each transfer", "--use-rucio-traces", later="catalogue")
     rucio_host: str = opt("", "Rucio server", "--rucio-host", ini="Rucio.host", kind=URL, later="catalogue")
     rucio_traces_url: str = opt("", "where traces go", ini="Rucio.url", kind=URL, later="catalogue")
-    use_realtime_logging: bool = opt(False, "send the payload's log while it runs", "--use-realtime-logging", sets=True,
-                                     later="live logs")
+    use_realtime_logging: bool = opt(False, "send the payload's log while it runs", "--use-realtime-logging", sets=True)
     realtime_logging_server: str = opt("", "where it goes: google-cloud-logging or logserver=TYPE;PROTOCOL://HOST:PORT",
-                                       "--realtime-logging-server", ini="Pilot.rtlogging", later="live logs")
-    realtime_logname: str = opt("pilot-log", "name of the log there", "--realtime-logname", kind=NAME,
-                                later="live logs")
-    realtime_logfiles: str = opt("", "files to send, separated by : or ,", env="REALTIME_LOGFILES REALTIME_LOGFILE",
-                                 later="live logs")
+                                       "--realtime-logging-server")
+    realtime_logname: str = opt("pilot-log", "name of the log there", "--realtime-logname", kind=NAME)
+    realtime_logfiles: str = opt("", "files to send, separated by : or ,", env="REALTIME_LOGFILES REALTIME_LOGFILE")
+    realtime_rate: float = opt(0.0, "lines per second of a job that are sent, on average; 0: all", "--realtime-rate",
+                               ini="Pilot.realtime_rate", queue="pilot_realtime_rate", new=True)
+    rtlogging: str = opt("", "where live logs go when neither option nor queue says", ini="Pilot.rtlogging")
     redirectstdout: str = opt("", "file for the pilot's stdout", "--redirect-stdout", kind=FILE)
     pod: bool = opt(False, "the pilot runs in a Kubernetes pod", "--pod", sets=True, later="Kubernetes")
     workflow: str = opt("generic", "what kind of pilot to be", "-w --workflow", kind=_WORKFLOW, later="other workflows")
@@ -322,7 +322,7 @@ class Settings:
     def later(self) -> list[str]:
         """What was asked for and is not there yet, as `option (feature)`.
 
-        Switching off what is not there, or giving the default, asks for nothing.
+        Switching off what is not there, or giving the default, asks for nothing; nor do defaults of an experiment.
         """
         return [f"{option.label} ({option.later})" for name, option in TABLE.items() if self._waits(name, option)]
 
@@ -340,7 +340,7 @@ class Settings:
 
     def _waits(self, name: str, option: Option) -> bool:
         value = getattr(self, name)
-        if not option.later or value is False:
+        if not option.later or value is False or self._origin(name).rank is Rank.EXPERIMENT:
             return False
         said = isinstance(value, bool) and self._origin(name).rank is Rank.FLAG
         return said or bool(value != option.default)

@@ -7,6 +7,7 @@ words after another `;` are options of the sink, `key=value`. Several sinks are 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +18,9 @@ from pilot.queuedata import Queue
 from pilot.settings import Settings
 
 KIND = "pilot.logsinks"
+
+#: What Pilot 3 calls a sink, and what we call it.
+_PILOT3_NAMES = {"fluent": "fluentd", "stdout": "file"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,19 +33,27 @@ class Choice:
 
 
 def wanted(settings: Settings, queue: Queue) -> list[Choice]:
-    """The sinks for a job: the option's, else the queue's, else the experiment's default; none if nobody asks for any.
+    """The sinks for a job: the option's, else the queue's, else the file's or experiment's; none if nobody asks.
 
-    `--use-realtime-logging` without any of these is a misconfiguration.
+    A queue with `logging=` asks for it, and so does `--use-realtime-logging`, which without a place is a mistake.
 
     Raises:
         PilotError: BADQUEUECONFIGURATION, the words make no sense.
     """
-    text = settings.realtime_logging_server or queue.catchall_value("logging") or ""
-    if not settings.use_realtime_logging and not queue.catchall_value("logging"):
+    of_queue = queue.catchall_value("logging") or ""
+    if not (settings.use_realtime_logging or of_queue):
         return []
+    text = settings.realtime_logging_server or of_queue or settings.rtlogging
     if not text:
-        raise PilotError(Code.BADQUEUECONFIGURATION, "live logging is on, but neither option nor queue says where to")
+        raise PilotError(Code.BADQUEUECONFIGURATION, "it is switched on, but nothing says where it goes")
     return parse(text)
+
+
+def log_files(settings: Settings, queue: Queue) -> list[str]:
+    """Names of the files to follow, relative to the job directory: the payload's output, and what a site adds."""
+    more = (*re.split("[:,]", settings.realtime_logfiles), queue.catchall_value("loggingfile") or "")
+    names = ("payload.stdout", "payload.stderr", *(name.strip() for name in more))
+    return [name for name in dict.fromkeys(names) if name and not name.startswith("/") and ".." not in name.split("/")]
 
 
 def parse(text: str) -> list[Choice]:
@@ -74,14 +86,6 @@ def make_sinks(
 
 
 def find_sink(name: str) -> type[LogSink]:
-    """A sink by its name or an alias."""
-    if name in plugins.names(KIND):
-        return plugins.load(KIND, name, LogSink)
-    for other in sorted(plugins.names(KIND)):
-        try:
-            sink: type[LogSink] = plugins.load(KIND, other, LogSink)
-        except PilotError:
-            continue
-        if name in (sink.name, *sink.aliases):
-            return sink
-    return plugins.load(KIND, name, LogSink)  # raises, and names those there are
+    """A sink by its name, or by one it had in Pilot 3."""
+    found: type[LogSink] = plugins.load(KIND, _PILOT3_NAMES.get(name, name), LogSink)
+    return found

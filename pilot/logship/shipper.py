@@ -52,7 +52,7 @@ class LogShip:
         rate: float = 0,
         spool_limit: int = SPOOL_LIMIT,
     ) -> None:
-        self.phase = ""
+        self._phase = ""
         self.over_rate = 0
         self._origin = origin.fields()
         self._top = top
@@ -65,11 +65,16 @@ class LogShip:
         self._tasks: list[asyncio.Task[None]] = []
         self._told_lost = 0
 
-    def follow(self, path: Path) -> None:
-        """Send the lines of a file from now on, or from when it is made."""
+    def follow(self, path: Path, start: int = 0) -> None:
+        """Send the lines of a file, from byte `start` of it as it is now; or all, when it is made."""
         name = str(path.relative_to(self._top)) if path.is_relative_to(self._top) else path.name
         if name not in self._tails:
-            self._tails[name] = Tail(path, self._masker.stream())
+            self._tails[name] = Tail(path, self._masker.stream(), start)
+
+    def enter(self, phase: str) -> None:
+        """The job enters a phase; what was written by now belongs to the one before."""
+        self._look()
+        self._phase = phase
 
     def start(self) -> None:
         """Begin to follow and to send."""
@@ -106,9 +111,13 @@ class LogShip:
             now = time.monotonic()
             self._allowance = min(self._allowance + self._rate * (now - looked), self._rate * _BURST)
             looked = now
-            found = sum(self._ship(name, tail.read()) for name, tail in self._tails.items())
+            found = self._look()
             self._tell_losses()
             period = 0 if found >= 1000 else _BUSY if found else min(_QUIET, period * 2 or _BUSY)
+
+    def _look(self) -> int:
+        """Ship what is new; how many lines it was."""
+        return sum(self._ship(name, tail.read()) for name, tail in self._tails.items())
 
     def _ship(self, source: str, lines: list[Line]) -> int:
         for line in lines:
@@ -121,7 +130,7 @@ class LogShip:
 
     def _put(self, source: str, number: int, text: str) -> None:
         sequence = self._sequences[source] = self._sequences.get(source, 0) + 1
-        record = make_record(self._origin, source=source, number=number, sequence=sequence, phase=self.phase, text=text)
+        record = make_record(self._origin, source=source, number=number, sequence=sequence, phase=self._phase, text=text)
         for feed in self._feeds:
             feed.put(record, len(text) + _ENVELOPE)
 

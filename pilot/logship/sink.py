@@ -54,13 +54,11 @@ class LogSink(ABC):
 
     Attributes:
         name: as in `logserver=NAME;...`.
-        aliases: other names for it, such as Pilot 3's.
         needs: modules to how to install them.
         max_records, max_bytes: of one batch.
     """
 
     name: ClassVar[str]
-    aliases: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[Mapping[str, str]] = {}
     max_records: ClassVar[int] = 500
     max_bytes: ClassVar[int] = 1 << 20

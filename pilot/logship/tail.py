@@ -43,11 +43,13 @@ class Tail:
         path: its name. The file need not exist yet, and only regular files are read: no pipe can hang us, and no link
             leads out of the job directory.
         mask: hides secrets.
+        start: bytes of the file, as it is now, that are passed over.
     """
 
-    def __init__(self, path: Path, mask: Mask) -> None:
+    def __init__(self, path: Path, mask: Mask, start: int = 0) -> None:
         self.path = path
         self._mask = mask
+        self._start = start
         self._fd: int | None = None
         self._offset = 0
         self._number = 0
@@ -82,7 +84,7 @@ class Tail:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             return False
-        self._fd, self._offset = fd, 0
+        self._fd, self._offset, self._start = fd, self._start, 0
         return True
 
     def _new_bytes(self) -> bytes:

@@ -13,10 +13,9 @@ STDOUT = 1
 
 
 class FileSink(LogSink):
-    """Appends records to a file as lines of JSON; `logserver=file;stdout` writes to stdout."""
+    """Appends records to a file as lines of JSON; `stdout` alone writes to stdout."""
 
     name = "file"
-    aliases = ("stdout",)
     max_records = 5000
 
     def __init__(self, context: SinkContext) -> None:

@@ -57,7 +57,7 @@ async def run(log, write, seconds=5.0):
 def test_lines_of_several_files_arrive_with_all_they_need(tmp_path):
     sink = Memory()
     log = ship(tmp_path, sink)
-    log.phase = "payload"
+    log.enter("payload")
     out, data = tmp_path / "payload.stdout", tmp_path / "events.json"
     for path in (out, data):
         log.follow(path)

@@ -275,10 +275,8 @@ class TestLater:
         ]
 
     def test_value_of_the_file_that_is_the_default_is_not(self, load):
-        assert load(ini="[Pilot]\nlooping_limit_default: 7200\nmaximum_output_file_size: 500 GB").later() == []
-        assert load(ini="[Pilot]\nlooping_limit_default: 7201").later() == [
-            "Pilot.looping_limit_default (payload checks)"
-        ]
+        assert load(ini="[Pilot]\nload_factor: 1.2\nmaximum_input_file_sizes: 14 GB").later() == []
+        assert load(ini="[Pilot]\nload_factor: 1.3").later() == ["PILOT_LOAD_FACTOR (node checks)"]
 
 
 class TestTable:

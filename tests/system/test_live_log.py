@@ -1,0 +1,111 @@
+"""A job's log can be read while it runs: every line, from stage-in to the last, also of one that is stopped."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pilot.demo.campaign import ENDPOINT, QUEUE, SCOPE, queue_record, storage_record
+from pilot.devserver.client import DevServer
+from tests.parts import wait_until
+
+
+@pytest.fixture
+def server():
+    with DevServer(adder_delay=0) as server:
+        yield server
+
+
+def start(server, top, text, *options, catchall="mv_final_destination"):
+    """A pilot for one job with this payload; returns its process and the job's id."""
+    (top / "queue.json").write_text(json.dumps(queue_record() | {"catchall": catchall, "timefloor": 0}))
+    (top / "storage.json").write_text(json.dumps({ENDPOINT: storage_record(top / "storage")}))
+    (job,) = server.submit(
+        {
+            "transformation": "bash",
+            "jobPars": f"-c '{text}'",
+            "outFiles": "log.tgz",
+            "logFile": "log.tgz",
+            "realDatasets": "d",
+            "scopeLog": SCOPE,
+            "ddmEndPointOut": ENDPOINT,
+            "taskID": 77,
+            "secrets": json.dumps({"key": "very-secret-value"}),
+        }
+    )
+    argv = [sys.executable, "-m", "pilot.cli.main", "run", "-q", QUEUE, "-j", "managed", "--pilot-user", "generic"]
+    argv += ["--url", server.url, "-p", "0", "--queuedata-url", str(top / "queue.json"), "--grace", "8"]
+    argv += ["--storagedata-url", str(top / "storage.json"), "-a", str(top / "work"), "-v", "1", *options]
+    with open(top / "batch.log", "wb") as log:
+        return subprocess.Popen(argv, cwd=top, stdout=log, stderr=subprocess.STDOUT), job
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def messages(path, source):
+    return [record["message"] for record in records(path) if record["file"] == source]
+
+
+def test_lines_are_there_while_the_payload_runs_and_all_at_the_end(server, tmp_path):
+    target = tmp_path / "live.jsonl"
+    pilot, job = start(
+        server,
+        tmp_path,
+        "echo first; while [ ! -e go ]; do sleep 0.05; done; seq 1 2000; echo ERROR: bad >&2; cat panda_secrets.json",
+        "--use-realtime-logging",
+        f"--realtime-logging-server=logserver=file;{target}",
+    )
+    try:
+        wait_until(lambda: "first" in messages(target, "payload.stdout"), "the first line at the sink")
+        assert pilot.poll() is None
+        (workdir,) = (tmp_path / "work").glob("*/PanDA_Pilot-*")
+        (workdir / "go").touch()
+        assert pilot.wait(30) == 0
+    finally:
+        pilot.kill()
+        pilot.wait()
+    out = [record for record in records(target) if record["file"] == "payload.stdout"]
+    assert [record["message"] for record in out][1:2001] == [str(number) for number in range(1, 2001)]
+    assert [record["seq"] for record in out] == list(range(1, len(out) + 1))
+    assert {record["PandaJobID"] for record in out} == {str(job)}
+    assert {record["TaskID"] for record in out} == {"77"}
+    (error,) = [record for record in records(target) if record["file"] == "payload.stderr"]
+    assert (error["severity"], error["phase"]) == ("ERROR", "payload")
+    assert "very-secret-value" not in target.read_text()
+    assert any("stagein" in text for text in messages(target, "pilotlog.txt"))
+
+
+def test_the_queue_can_ask_for_it_and_the_last_lines_of_a_stopped_job_arrive(server, tmp_path):
+    target = tmp_path / "live.jsonl"
+    text = 'trap "echo last words; exit 3" TERM; echo up; while :; do sleep 0.05; done'
+    pilot, job = start(server, tmp_path, text, catchall=f"mv_final_destination,logging=file;{target}")
+    text_of = lambda: messages(target, "payload.stdout")  # noqa: E731
+    try:
+        wait_until(lambda: "up" in text_of(), "the first line at the sink")
+        pilot.send_signal(signal.SIGTERM)
+        assert pilot.wait(20) == 143
+    finally:
+        pilot.kill()
+        pilot.wait()
+    assert "last words" in text_of()
+    assert server.job(job)["fields"]["pilot_error_code"] == 1201
+
+
+def test_a_sink_that_is_not_there_costs_a_warning_and_no_job(server, tmp_path):
+    began = time.monotonic()
+    pilot, job = start(
+        server,
+        tmp_path,
+        "echo hi",
+        "--use-realtime-logging",
+        "--realtime-logging-server=nosuchsink;https://localhost:1",
+    )
+    assert pilot.wait(30) == 0
+    assert server.wait([job])[job] == "finished"
+    assert "no live log" in (tmp_path / "batch.log").read_text()
+    assert time.monotonic() - began < 20
