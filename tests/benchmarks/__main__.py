@@ -8,8 +8,10 @@ import platform
 import sys
 from pathlib import Path
 
-from tests.benchmarks.measures import Bench, Plan, Samples
-from tests.benchmarks.pilots import ROOT, BrokenRunError, ours
+import pytest
+
+from tests.benchmarks.measures import Bench, Plan
+from tests.benchmarks.pilots import ROOT, BrokenRunError, Pilot, ours
 from tests.benchmarks.table import table
 
 FULL = Plan(runs=9, slots=3, sleeps=3, stops=3, jobs=20, sleep=60.0)
@@ -26,22 +28,29 @@ def main() -> int:
     parser.add_argument("--no-peer", action="store_true", help="leave Pilot 3 out")
     parser.add_argument("--dir", type=Path, default=ROOT / ".cache" / "benchmarks", help="where to work (%(default)s)")
     args = parser.parse_args()
-    plan = QUICK if args.quick else FULL
-    peer, theirs = "Pilot 3", Samples()
+    plan, peer_plan = (QUICK, PEER_QUICK) if args.quick else (FULL, PEER_FULL)
+    peer = None if args.no_peer else _pilot3()
     try:
-        if not args.no_peer:
-            from tests.benchmarks.peer import pilot3
-
-            pilot = pilot3()
-            peer, theirs = pilot.name, Bench(pilot, PEER_QUICK if args.quick else PEER_FULL, args.dir).measure()
+        theirs = Bench(peer, peer_plan, args.dir).measure() if peer else {}
         mine = Bench(ours(), plan, args.dir).measure()
     except BrokenRunError as error:
         print(f"a run broke: {error}", file=sys.stderr)
         return 1
     print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; median (least to most)\n")
-    for line in table(plan, mine, theirs, peer):
+    for line in table(plan, mine, theirs, peer.name if peer else "Pilot 3"):
         print(line)
     return 0
+
+
+def _pilot3() -> Pilot | None:
+    """Pilot 3, or None where it cannot run."""
+    from tests.benchmarks.peer import pilot3
+
+    try:
+        return pilot3()
+    except (pytest.skip.Exception, pytest.fail.Exception) as reason:
+        print(f"without Pilot 3: {reason}", file=sys.stderr)
+        return None
 
 
 if __name__ == "__main__":

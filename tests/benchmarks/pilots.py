@@ -15,8 +15,12 @@ from typing import Self
 import psutil
 
 from tests.benchmarks.field import Field
+from tests.parts import stop
 
 ROOT = Path(__file__).resolve().parents[2]
+
+#: From SIGTERM to SIGKILL for a pilot that did not end by itself, s: it needs 25 s to end its payload and report.
+_GRACE = 30.0
 
 #: Between two looks at a pilot's memory, s. A look takes 30 us, and the peak that is read never goes down.
 _LOOK = 0.02
@@ -90,9 +94,7 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()  # its payloads end with their sleep; Pilot 3's with their namespace
-            self._process.wait()
+        stop(self._process, _GRACE)  # Pilot 3 and all it started end with their namespace, whoever ends unshare
         self._over.set()
         self._looking.join()
 
