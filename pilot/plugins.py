@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pkgutil import iter_modules
 from types import ModuleType
@@ -50,35 +50,41 @@ def load(kind: str, name: str, base: type) -> type[Any]:
 
     Args:
         kind: one of `KINDS`.
-        name: as a queue or a user writes it; lower case counts.
+        name: as a queue or a user writes it; see `_normal`.
         base: what the class must derive from; checked here, not at night on a worker.
 
     Raises:
         PluginError: with the names there are, or the library that is missing.
     """
-    wanted = name.lower()
+    wanted = _normal(name)
     try:
         found = _find(kind, wanted)
-    except ImportError as error:
-        raise PluginError(Code.INTERNALPILOTPROBLEM, f"{kind} {wanted!r} cannot be imported: {error}") from error
+    except Exception as error:  # the door: a stranger's module may do anything while it is imported
+        why = f"{type(error).__name__}: {error}"
+        raise PluginError(Code.INTERNALPILOTPROBLEM, f"{kind} {wanted!r} cannot be imported: {why}") from error
     if found is None:
         known = ", ".join(sorted(names(kind))) or "none"
         raise PluginError(Code.UNKNOWNEXCEPTION, f"no plug-in {name!r} in {kind}; there are: {known}")
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise PluginError(Code.INTERNALPILOTPROBLEM, f"{kind} {wanted!r} is no {base.__module__}.{base.__name__}")
-    return found
+    plugin: type[Any] = found
+    if inspect.isabstract(plugin):
+        lacking = ", ".join(sorted(plugin.__abstractmethods__))
+        raise PluginError(Code.INTERNALPILOTPROBLEM, f"{kind} {wanted!r} lacks {lacking}")
+    return plugin
 
 
 def names(kind: str) -> set[str]:
     """Names of all plug-ins of a kind, without importing them."""
-    return {*_own(kind), *(point.name for point in entry_points(group=kind))}
+    return {*_own(kind), *(_normal(point.name) for point in entry_points(group=kind))}
 
 
 def listing(kind: str, base: type) -> Iterator[Plugin]:
     """All plug-ins of a kind, loaded one by one to see whether they can be."""
-    packages = {point.name: point.dist.name for point in entry_points(group=kind) if point.dist}
+    packages = {_normal(point.name): point.dist.name for point in entry_points(group=kind) if point.dist}
+    packages |= dict.fromkeys(_own(kind), "pilot-toolkit")
     for name in sorted(names(kind)):
-        package = packages.get(name, "pilot-toolkit")
+        package = packages.get(name, "")
         try:
             found = load(kind, name, base)
         except PilotError as error:
@@ -91,15 +97,20 @@ def listing(kind: str, base: type) -> Iterator[Plugin]:
 def _find(kind: str, name: str) -> Any:
     if name in _own(kind):
         return _class_in(import_module(f"{KINDS[kind]}.{name.replace('-', '_')}"), name)
-    points: tuple[EntryPoint, ...] = tuple(entry_points(group=kind, name=name))
-    return points[0].load() if points else None
+    point = next((point for point in entry_points(group=kind) if _normal(point.name) == name), None)
+    return point.load() if point else None
 
 
 def _own(kind: str) -> set[str]:
     spec = find_spec(KINDS[kind])
     places = spec.submodule_search_locations if spec else None
     modules = (module.name for module in iter_modules(places or []))
-    return {name.replace("_", "-") for name in modules if not name.startswith("_")}
+    return {_normal(name) for name in modules if not name.startswith("_")}
+
+
+def _normal(name: str) -> str:
+    """As names are compared: neither case nor the kind of dash counts, since people write both."""
+    return name.lower().replace("_", "-")
 
 
 def _class_in(module: ModuleType, name: str) -> Any:
