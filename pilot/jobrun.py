@@ -377,7 +377,9 @@ class JobRun:
 
     def _pack(self, log: File, box: Stop) -> None:
         experiment = self.bench.experiment
-        moved = [*self.job.inputs, *self.job.outputs, *experiment.outputs(self.job, self.workdir)]
+        moved = [*self.job.inputs, *self.job.outputs]
+        with suppress(PilotError):  # of files that fail the job; the log shall tell it
+            moved += experiment.outputs(self.job, self.workdir)
         make_log_archive(
             self.workdir,
             self.workdir / log.lfn,
