@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from pilot.errors import Code, PilotError
 from pilot.job import Job
 from pilot.queuedata import Queue
 from pilot.stop import Deadline
+
+#: Longest time after the end that it is seen, s.
+_LATEST = 0.1
 
 
 class Walltime:
@@ -25,10 +26,10 @@ class Walltime:
         self._what = what
 
     def look(self) -> float:
-        """One look now and one at the end."""
+        """One look now, and some at the end: waits are a little shorter than they should be."""
         if self._deadline.expired:
             raise PilotError(Code.REACHEDMAXTIME, self._what)
-        return self._deadline.remaining * 1.1 if math.isfinite(self._deadline.at) else math.inf
+        return max(_LATEST, self._deadline.remaining)
 
 
 def slot_seconds(queue: Queue, lifetime: float) -> tuple[float, str]:
