@@ -66,7 +66,8 @@ def make_main_dir(workdir: str, launch_dir: Path) -> Path:
         return launch_dir
     path = Path(workdir).absolute() / f"PanDA_Pilot3_{os.getpid()}_{int(time.time())}"
     try:
-        path.mkdir(mode=0o770, parents=True)
+        path.mkdir(parents=True)
+        path.chmod(0o770)  # whatever the umask: Pilot 3's mode, so that the group of a site can look in
     except OSError as error:
         raise PilotError(Code.MKDIR, f"{path}: {error.strerror}") from error
     return path

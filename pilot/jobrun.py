@@ -213,7 +213,8 @@ class JobRun:
 
     def _make_workdir(self) -> None:
         try:
-            self.workdir.mkdir(mode=0o770)
+            self.workdir.mkdir()
+            self.workdir.chmod(0o770)
             self._journal = Journal(self.workdir / JOURNAL)
             if self.job.secrets is not None:
                 _write_private(self.workdir / SECRETS, self.job.secrets.reveal())

@@ -131,6 +131,10 @@ class Transport:
         allow_http: bool = False,
         connect_timeout: float = CONNECT_TIMEOUT,
     ) -> None:
+        # Here and not in the first thread that needs it: when one thread imports `urllib3` and another one
+        # `urllib3.connection`, each holds the lock that the other wants, and one gets half a module.
+        import urllib3  # noqa: F401
+
         self.url = url
         self._parts = urlsplit(url)
         self._host = self._parts.hostname or ""
