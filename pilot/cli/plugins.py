@@ -43,7 +43,14 @@ def run(args: argparse.Namespace) -> int:
 def _base(kind: str) -> type:
     """What a plug-in of a kind must derive from."""
     from pilot.experiment import Experiment
+    from pilot.logship.sink import LogSink
     from pilot.staging.copytool import CopyTool
     from pilot.watch.meter import Meter
 
-    return {"pilot.copytools": CopyTool, "pilot.experiments": Experiment, "pilot.meters": Meter}.get(kind, object)
+    bases: dict[str, type] = {
+        "pilot.copytools": CopyTool,
+        "pilot.experiments": Experiment,
+        "pilot.logsinks": LogSink,
+        "pilot.meters": Meter,
+    }
+    return bases.get(kind, object)

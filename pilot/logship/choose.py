@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from pilot import plugins
 from pilot.errors import Code, PilotError
-from pilot.logship.sink import LogSink, SinkContext
+from pilot.logship.sink import LogSink, SinkContext, SinkError
 from pilot.queuedata import Queue
 from pilot.settings import Settings
 
@@ -76,13 +76,16 @@ def make_sinks(
     """The sinks themselves.
 
     Raises:
-        PilotError: there is none of that name, or a library is missing.
+        PilotError: there is none of that name, a library is missing, or the place cannot be used.
     """
     find = find or find_sink
-    return [
-        find(choice.name)(replace(context, url=choice.url, options={**context.options, **choice.options}))
-        for choice in choices
-    ]
+    try:
+        return [
+            find(choice.name)(replace(context, url=choice.url, options={**context.options, **choice.options}))
+            for choice in choices
+        ]
+    except SinkError as error:
+        raise PilotError(Code.BADQUEUECONFIGURATION, str(error)) from error
 
 
 def find_sink(name: str) -> type[LogSink]:
