@@ -70,35 +70,42 @@ class Heartbeat:
                 self._state = self._pending.pop(0)
                 await self._beat()
             self._idle.set()
-            if not await self._woken(self._period * random.uniform(0.9, 1.0)):
-                await self._beat()
+            if await _comes(self._wake, self._period * random.uniform(0.9, 1.0)):
+                self._wake.clear()
+            else:
                 self._period = min(self._period * 2, self._interval)
+                await self._beat()
 
     async def settle(self, patience: float) -> None:
         """Wait until what was announced is sent, at most `patience` seconds."""
-        try:
-            await asyncio.wait_for(self._idle.wait(), patience)
-        except TimeoutError:
+        if not await _comes(self._idle, patience):
             logger.info("an update is still on its way to the server after %.1f s", patience)
-
-    async def _woken(self, seconds: float) -> bool:
-        try:
-            await asyncio.wait_for(self._wake.wait(), seconds)
-        except TimeoutError:
-            return False
-        self._wake.clear()
-        return True
 
     async def _beat(self) -> None:
         try:
             reply = await self._send(self._state, Deadline(max(30.0, self._interval)))
-        except PilotError as error:
-            self._period = min(_YOUNG, self._interval)
-            silent = time.monotonic() - self._success
-            logger.warning("no heartbeat for %.0f s: %s", silent, error.detail)
-            if silent > self._lost:
-                text = f"the server took no update for {silent:.0f} s (lost heartbeat)"
-                self._stop.request(PilotError(Code.EXCEEDEDMAXWAITTIME, text))
-        else:
             self._success = time.monotonic()
             self._heard(reply)
+        except PilotError as error:
+            self._failed(error.detail)
+        except Exception as error:  # the door: a bug in one update must not end all that follow
+            logger.exception("an update could not be made")
+            self._failed(f"{type(error).__name__}: {error}")
+
+    def _failed(self, why: str) -> None:
+        self._period = min(_YOUNG, self._interval)
+        silent = time.monotonic() - self._success
+        logger.warning("no heartbeat for %.0f s: %s", silent, why)
+        if silent > self._lost:
+            text = f"the server took no update for {silent:.0f} s (lost heartbeat)"
+            self._stop.request(PilotError(Code.EXCEEDEDMAXWAITTIME, text))
+
+
+async def _comes(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event. Not by `wait_for`, which swallows a cancellation that comes with it in Python 3.11."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
