@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pilot.errors import Code, PilotError
@@ -67,17 +69,26 @@ def workdir_limit(queue: Queue, job: Job, limits: Limits) -> int:
 
 
 def tree_size(top: Path) -> int:
-    """Bytes that the files below `top` occupy, as `du` counts them (sparse files by their blocks)."""
-    total = 0
+    """Bytes that the files below `top` occupy as `du` counts them: by their blocks, one with several names once."""
+    blocks = 0
+    known: set[tuple[int, int]] = set()
+    for status in _files(top):
+        place = (status.st_dev, status.st_ino)
+        if place not in known:
+            blocks += status.st_blocks
+        if status.st_nlink > 1:
+            known.add(place)
+    return blocks * 512
+
+
+def _files(top: Path) -> Iterator[os.stat_result]:
+    """All but directories; what goes away while we look, or is not ours to read, is passed over."""
     pending = [str(top)]
     while pending:
-        try:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
+        with suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                with suppress(OSError):
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(entry.path)
                     else:
-                        total += entry.stat(follow_symlinks=False).st_blocks * 512
-        except OSError:  # it went away while we looked, or is not ours to read
-            continue
-    return total
+                        yield entry.stat(follow_symlinks=False)
