@@ -2,8 +2,8 @@
 
 Options in the queue's `copytools`: `directory`, where a file `get-LFN` or `put-LFN` appears when a transfer has come to
 the gate and where it waits for a file `open`; `seconds` that each transfer takes besides; `fault`, which makes it go
-wrong: `hang` (and not listen), `bug`, `exit`, `flaky` (the first try of each), `retry` (every try), `garbage` (bytes that
-were not sent).
+wrong: `hang` (and not listen), `bug`, `exit`, `flaky` (the first try of each), `retry` (every try), `garbage` (bytes
+that were not sent).
 """
 
 from __future__ import annotations

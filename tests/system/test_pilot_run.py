@@ -1,4 +1,4 @@
-"""`pilot run` as a worker node starts it: command line, environment, exit codes, the loop of a slot, what is reported."""
+"""`pilot run` as a worker node starts it: command line, environment, exit codes, the slot's loop, what is reported."""
 
 from __future__ import annotations
 
