@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -11,11 +12,14 @@ from pathlib import Path
 from pilot.errors import Code, PilotError
 from pilot.job import Job, Limits
 from pilot.queuedata import Queue
-from pilot.watch.look import nearness
+from pilot.watch.look import Pace
 
-#: Seconds between looks at the size of a directory: a payload that unpacks its software does it first. Then once a
-#: minute as Pilot 3 (PILOT3 5.4).
-_FIRST, _SHORTEST, _LONGEST = 1.0, 5.0, 60.0
+#: Seconds between looks: often at first, since a payload that unpacks its software does it first; then once a minute as
+#: Pilot 3 (PILOT3 5.4), unless it grows fast.
+_SHORTEST, _LONGEST = 1.0, 60.0
+
+#: A walk over a tree is worth a pause of so many times as long: 1 % of a core at most.
+_PAUSE = 100
 
 
 class FreeSpace:
@@ -26,14 +30,17 @@ class FreeSpace:
     def __init__(self, workdir: Path, limit: int) -> None:
         self._workdir = workdir
         self._limit = limit
+        self._pace = Pace(_SHORTEST, _LONGEST)
 
     def look(self) -> float:
-        """Every minute, every 5 s when less than twice the limit is left."""
-        free = shutil.disk_usage(self._workdir).free
+        """Every minute, down to every second near the limit."""
+        total, _, free = shutil.disk_usage(self._workdir)
         if free <= self._limit:
             text = f"{free >> 20} MiB left in {self._workdir}, {self._limit >> 20} MiB needed"
             raise PilotError(Code.NOLOCALSPACE, text)
-        return 60.0 if free > 2 * self._limit else 5.0
+        # Half of a large disk is as far off as all of it: what is near is some gigabytes.
+        near = min(total, 8 * max(self._limit, 1 << 30))
+        return self._pace.next(near - min(free, near), near - self._limit)
 
 
 class WorkdirSize:
@@ -44,17 +51,18 @@ class WorkdirSize:
     def __init__(self, workdir: Path, limit: int) -> None:
         self._workdir = workdir
         self._limit = limit
-        self._period = _FIRST / 2
+        self._pace = Pace(_SHORTEST, _LONGEST)
         self.peak = 0
 
     def look(self) -> float:
-        """Often while young, then every minute, down to 5 s near the limit."""
+        """Every minute, down to every second near the limit; a large tree takes its time to look at, and has it."""
+        started = time.monotonic()
         size = tree_size(self._workdir)
         self.peak = max(self.peak, size)
         if self._limit and size > self._limit:
             raise PilotError(Code.USERDIRTOOLARGE, f"{size} bytes in {self._workdir}, the limit is {self._limit} bytes")
-        self._period = min(self._period * 2, _LONGEST)
-        return min(self._period, nearness(size, self._limit, _SHORTEST, _LONGEST))
+        took = time.monotonic() - started
+        return max(self._pace.next(size, self._limit), min(_LONGEST, _PAUSE * took))
 
 
 def workdir_limit(queue: Queue, job: Job, limits: Limits) -> int:

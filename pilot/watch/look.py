@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pilot.errors import PilotError
@@ -69,3 +70,34 @@ def nearness(value: float, limit: float, shortest: float, longest: float) -> flo
         return longest
     room = max(0.0, 1.0 - value / limit)
     return max(shortest, min(longest, longest * room))
+
+
+class Pace:
+    """Periods of looks at something that grows towards a limit, 0 for none.
+
+    Frequent at first, since nothing is known yet; then the longer the farther off the limit is, and always so short
+    that at the speed of the last period half of the way to it is left at the next look.
+
+    Args:
+        shortest, longest: period, s.
+        clock: seconds.
+    """
+
+    def __init__(self, shortest: float, longest: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._shortest = shortest
+        self._longest = longest
+        self._clock = clock
+        self._young = shortest
+        self._last: tuple[float, float] | None = None
+
+    def next(self, value: float, limit: float) -> float:
+        """Seconds until the next look at what is now `value`."""
+        if limit <= 0:
+            return self._longest
+        now, period = self._clock(), min(self._young, nearness(value, limit, self._shortest, self._longest))
+        if self._last is not None and value > self._last[1]:
+            speed = (value - self._last[1]) / max(now - self._last[0], 0.001)
+            period = min(period, (limit - value) / speed / 2)
+        self._young = min(self._young * 2, self._longest)
+        self._last = now, value
+        return max(self._shortest, period)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from pilot.errors import Code, PilotError
-from pilot.watch.look import nearness
+from pilot.watch.look import Pace
 from pilot.watch.memorylimit import MemoryLimit
 from pilot.watch.meter import Meter, Sample, Tally
 
@@ -44,10 +44,11 @@ class Memory:
         self._limit = limit or MemoryLimit()
         self._also = also
         self._period = _FIRST / 2
+        self._pace = Pace(_FIRST, _LONGEST)
         self._warned = False
 
     def look(self) -> float:
-        """Sample. The period doubles until sampling costs next to nothing, and shrinks near the limit."""
+        """Sample. The period doubles until sampling costs next to nothing, and shrinks on the way to the limit."""
         before = time.thread_time()
         sample = self._meter.sample()
         self._tally.add(sample)
@@ -57,7 +58,7 @@ class Memory:
         self._check(sample, used)
         price = (time.thread_time() - before) * _PAUSE
         self._period = min(self._period * 2, max(_STEADY, min(price, _LONGEST)))
-        return min(self._period, nearness(used, self._limit.kb, _FIRST, _LONGEST))
+        return min(self._period, self._pace.next(used, self._limit.kb))
 
     def _check(self, sample: Sample, used: int) -> None:
         limit = self._limit

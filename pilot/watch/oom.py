@@ -67,9 +67,10 @@ class OutOfMemory:
         return PilotError(Code.PAYLOADOUTOFMEMORY, text)
 
     def _numbers(self, peak_kb: int) -> str:
-        """Peak and limit; the slot's own peak is not this payload's."""
+        """Peak and limit. What was charged to a group is what the kernel goes by; the slot's is not this payload's."""
         group = self._group
-        peak = max(peak_kb, (group.memory_peak or 0) >> 10 if group else 0)
+        peak = (group.memory_peak or 0) >> 10 if group else 0
+        peak = peak or peak_kb
         own, slots = group.memory_limit if group else None, self._slot.memory_limit
         parts = [f"peak {peak} kB"] if peak else []
         if own or slots:

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pilot.errors import Code, PilotError
-from pilot.watch.look import nearness
+from pilot.watch.look import Pace
 
 logger = logging.getLogger(__name__)
 
 #: Files of a payload that are its log (PILOT3 5.4), and where ours keeps its error output.
 STDOUT_PATTERNS = ("payload.stdout", "payload.stderr", "log.*", "workDir/tmp.stdout.*")
 
-_SHORTEST, _LONGEST = 2.0, 60.0
+_SHORTEST, _LONGEST = 1.0, 60.0
 
 
 class StdoutSize:
@@ -31,9 +31,10 @@ class StdoutSize:
         self._workdir = workdir
         self._limit = limit
         self._skip = frozenset(skip)
+        self._pace = Pace(_SHORTEST, _LONGEST)
 
     def look(self) -> float:
-        """Every minute, down to 2 s near the limit."""
+        """Every minute, down to every second near the limit."""
         largest = 0
         for path in self._files():
             size = _size(path)
@@ -41,7 +42,7 @@ class StdoutSize:
                 name = path.relative_to(self._workdir)
                 raise PilotError(Code.STDOUTTOOBIG, f"{name} has {size} bytes, the limit is {self._limit} bytes")
             largest = max(largest, size)
-        return nearness(largest, self._limit, _SHORTEST, _LONGEST)
+        return self._pace.next(largest, self._limit)
 
     def _files(self) -> Iterator[Path]:
         for pattern in STDOUT_PATTERNS:
@@ -68,9 +69,10 @@ class OutputSize:
         self._limit = limit
         self._patience = patience
         self._noticed: set[Path] = set()
+        self._pace = Pace(_SHORTEST, _LONGEST)
 
     def look(self) -> float:
-        """Every minute, down to 2 s near the limit."""
+        """Every minute, down to every second near the limit."""
         largest = 0
         for path in self._files:
             size = _size(path)
@@ -80,7 +82,7 @@ class OutputSize:
             elif size >= self._limit:
                 text = f"{path.name} has {size} bytes, the limit is {self._limit} bytes"
                 raise PilotError(Code.OUTPUTFILETOOLARGE, text)
-        return nearness(largest, self._limit, _SHORTEST, _LONGEST)
+        return self._pace.next(largest, self._limit)
 
     def _empty(self, path: Path) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pilot.errors import Code, PilotError
-from pilot.watch.look import nearness
+from pilot.watch.look import Pace
 
 
 class ProcessCount:
@@ -16,6 +16,7 @@ class ProcessCount:
     def __init__(self, members: Callable[[], list[int]], limit: int) -> None:
         self._members = members
         self._limit = limit
+        self._pace = Pace(1.0, 30.0)
 
     def look(self) -> float:
         """Every 30 s, down to every second near the limit."""
@@ -23,4 +24,4 @@ class ProcessCount:
         if count > self._limit:
             text = f"the payload has {count} processes, the limit is {self._limit}"
             raise PilotError(Code.RESOURCEUNAVAILABLE, text)
-        return nearness(count, self._limit, 1.0, 30.0)
+        return self._pace.next(count, self._limit)
