@@ -16,6 +16,7 @@ from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from copytools._objects import CONNECT, MIB, SILENCE, Told, fetch, refuse_other, same
@@ -47,6 +48,14 @@ class Gs(CopyTool):
         super().__init__(context)
         self._lock = threading.Lock()
         self._made: Any = None
+
+    def unavailable(self) -> str | None:
+        """Google's library is an extra."""
+        try:
+            found = find_spec("google.cloud.storage")
+        except ModuleNotFoundError:
+            found = None
+        return None if found else "google-cloud-storage is missing (pip install 'pilot-toolkit[gs]')"
 
     def get(self, transfer: Transfer, handle: Handle) -> Stored:
         """Bring an object, in ranges side by side if it is large."""

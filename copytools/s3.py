@@ -140,10 +140,13 @@ class S3(CopyTool):
         return str(self.context.options.get("endpoint_url") or self.context.environ.get("S3_ENDPOINT_URL", ""))
 
     def _client(self, endpoint: str) -> Any:
-        from botocore.config import Config
-
         if endpoint:
             check_endpoint(endpoint, bool(self.context.settings.get("allow_http")))
+        try:
+            from botocore.config import Config
+        except ImportError:  # not `unavailable`: presigned URLs work without it
+            detail = f"s3 needs boto3 ({self.needs['boto3']})"
+            raise TransferError(Code.UNKNOWNCOPYTOOL, detail, Trait.NEXT) from None
         options, environ = self.context.options, self.context.environ
         style = options.get("addressing_style") or ("path" if endpoint else "auto")
         config = Config(

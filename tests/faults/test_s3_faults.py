@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from pilot.job import File, Kind
 from pilot.staging.copytool import ToolContext, Transfer
 from pilot.testing.copytool import WatchfulHandle, checksums, content
 from tests.parts import free_port
-from tests.parts.s3 import OWNER, READER, S3Server, s3_server, start_s3
+from tests.parts.s3 import OWNER, READER, S3Server, s3_client, s3_server, start_s3
 
 __all__ = ["s3_server"]
 
@@ -280,6 +282,68 @@ def test_a_stop_ends_a_transfer_at_once_while_the_server_hangs(own_server: S3Ser
     assert time.monotonic() - start < 8
     assert own_server.fetch("hanging") is None
     assert own_server.unfinished() == []
+
+
+class Cutter:
+    """Stands before a server and cuts the connection, once, after so many bytes of an answer."""
+
+    def __init__(self, port: int, after: int) -> None:
+        self._target, self._left, self.cuts = port, after, 0
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", self._target))
+            threading.Thread(target=self._pump, args=(near, far, False), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near, True), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, counts: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+                if counts and self._is_over(len(data)):
+                    break
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _is_over(self, count: int) -> bool:
+        with self._lock:
+            before, self._left = self._left, self._left - count
+            over = before > 0 >= self._left
+            self.cuts += over
+            return over
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.mark.parametrize("way", ["credentials", "presigned"])
+def test_a_connection_that_breaks_costs_only_the_rest_of_a_part(s3_server: S3Server, tmp_path: Path, way: str) -> None:
+    data = content(LARGE)
+    s3_server.store("broken", data)
+    cutter = Cutter(s3_server.ports["s3"], after=5 << 20)
+    place = f"127.0.0.1:{cutter.port}"
+    url = f"s3://{place}/{s3_server.bucket}/broken"
+    if way == "presigned":
+        client = s3_client(f"http://{place}", OWNER, "s3v4")
+        where = {"Bucket": s3_server.bucket, "Key": "broken"}
+        url = client.generate_presigned_url("get_object", Params=where, ExpiresIn=60)
+    asked = transfer(url, tmp_path / "broken", Kind.INPUT, checksums=checksums(data))
+    handle = WatchfulHandle()
+    a_tool(f"http://{place}").get(asked, handle)
+    cutter.close()
+    assert (tmp_path / "broken").read_bytes() == data
+    assert cutter.cuts == 1
+    assert handle.moved == LARGE
 
 
 def test_nobody_there_is_a_service_that_may_come_back(output: Path) -> None:

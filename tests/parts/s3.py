@@ -51,7 +51,7 @@ class S3Server:
     def client(self, identity: tuple[str, str] = OWNER, version: str = "s3v4") -> Any:
         """A plain boto3 client, kept; `version` is that of its signatures."""
         if (identity, version) not in self.clients:
-            self.clients[identity, version] = _client(self.endpoint, identity, version)
+            self.clients[identity, version] = s3_client(self.endpoint, identity, version)
         return self.clients[identity, version]
 
     def url(self, key: str, scheme: str = "s3") -> str:
@@ -140,7 +140,8 @@ def _made_bucket(server: S3Server) -> bool:
     return True
 
 
-def _client(endpoint: str, identity: tuple[str, str], version: str) -> Any:
+def s3_client(endpoint: str, identity: tuple[str, str], version: str) -> Any:
+    """A plain boto3 client."""
     import boto3
     from botocore.config import Config
 
