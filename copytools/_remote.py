@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import stat as modes
 import subprocess
+import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from pilot.errors import Code, PilotError, Trait, TransferError
 from pilot.staging.checksum import computable, differing, file_checksums
@@ -30,6 +33,10 @@ NAME_MAX = 255
 
 #: Seconds for cleaning up after a stop; the engine gives a thread 2 s in all (`pilot.staging.call.LINGER`).
 LAST_MOMENT = 0.8
+
+
+#: What may mean something in a URL, a program's argument apart.
+_SPECIAL = re.compile(r"[^A-Za-z0-9_.+/-]")
 
 
 class CannotRename(Exception):  # noqa: N818 - an answer, not an error
@@ -227,9 +234,9 @@ def local_faults(direction: Direction, what: str) -> Iterator[None]:
 def partial_file(path: Path) -> Iterator[Path]:
     """A name beside `path` that no other pilot uses; what has that name afterwards is removed.
 
-    It has no question mark: XRootD's and gfal's programs take what follows one for something else.
+    It has no character that means something in a URL: XRootD's and gfal's programs take local names for URLs.
     """
-    partial = path.with_name(with_suffix(path.name.replace("?", "_"), partial_suffix()))
+    partial = path.with_name(with_suffix(_SPECIAL.sub("_", path.name), partial_suffix()))
     try:
         yield partial
     finally:
@@ -239,6 +246,33 @@ def partial_file(path: Path) -> Iterator[Path]:
 def partial_suffix() -> str:
     """What makes a name that nobody else uses: while it has that, a file is not whole."""
     return f".{os.getpid()}-{secrets.token_hex(4)}.partial"
+
+
+@contextmanager
+def speakable(path: Path) -> Iterator[Path]:
+    """`path`, or a link to it, without characters that mean something in a URL."""
+    path = path.absolute()
+    if not _SPECIAL.search(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="pilot-link-") as folder:
+        link = Path(folder) / "to"
+        link.symlink_to(path)
+        yield link
+
+
+def escaped(url: str, lfn: str) -> str:
+    """A URL with %-escapes. The planner joins a storage's URL and the LFN as it is; a job gives a URL that is one."""
+    if lfn and url.endswith("/" + lfn):
+        url = url.removesuffix(lfn) + quote(lfn, safe="")
+    return quote(url, safe="%/:?#[]@!$&'()*+,;=~")
+
+
+def escaped_beside(url: str, suffix: str) -> str:
+    """An escaped URL with a suffix to its name."""
+    path, mark, query = (url, "", "") if "?SFN=" in url else url.partition("?")
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{quote(with_suffix(unquote(name), suffix), safe='')}{mark}{query}"
 
 
 def with_suffix(name: str, suffix: str) -> str:

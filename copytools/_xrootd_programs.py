@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
+from copytools._remote import speakable
 from copytools._site import SitePrograms
 from copytools._xrootd import CLIENT_SETTINGS, XrootdError, parse_checksum, split
 from pilot.staging.copytool import Handle, Transfer
@@ -31,14 +30,14 @@ class Programs:
 
     def download(self, url: str, path: Path, transfer: Transfer, handle: Handle) -> Mapping[str, str]:
         """`xrdcp` without a checksum: it would read the file again, slower than we do (5.3 s for 1 GiB, not 4.6 s)."""
-        with _speakable(path.parent) as folder:
+        with speakable(path.parent) as folder:
             argv = ["xrdcp", "--nopbar", "--silent", url, str(folder / path.name)]
             self._run(handle, Direction.IN, url, argv, watch=path)
         return {}
 
     def upload(self, url: str, transfer: Transfer, handle: Handle) -> Mapping[str, str]:
         """`xrdcp --posc`: the server removes the file if it is not closed well."""
-        with _speakable(transfer.path) as source:
+        with speakable(transfer.path) as source:
             self._run(handle, Direction.OUT, url, ["xrdcp", "--nopbar", "--silent", "--posc", str(source), url])
         return {}
 
@@ -99,16 +98,3 @@ def settings() -> dict[str, str]:
 def _path(url: str) -> str:
     _, path, opaque = split(url)
     return path + opaque
-
-
-@contextmanager
-def _speakable(path: Path) -> Iterator[Path]:
-    """`path`, or a link to it with a name that `xrdcp` can be told."""
-    path = path.absolute()
-    if "?" not in str(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="pilot-xrdcp-") as folder:
-        link = Path(folder) / "file"
-        link.symlink_to(path)
-        yield link
