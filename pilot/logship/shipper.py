@@ -130,7 +130,9 @@ class LogShip:
 
     def _put(self, source: str, number: int, text: str) -> None:
         sequence = self._sequences[source] = self._sequences.get(source, 0) + 1
-        record = make_record(self._origin, source=source, number=number, sequence=sequence, phase=self._phase, text=text)
+        record = make_record(
+            self._origin, source=source, number=number, sequence=sequence, phase=self._phase, text=text
+        )
         for feed in self._feeds:
             feed.put(record, len(text) + _ENVELOPE)
 

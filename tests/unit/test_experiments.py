@@ -24,7 +24,7 @@ from pilot.payload.environment import payload_environment
 from pilot.queuedata import Queue
 from pilot.settings import TABLE, Settings
 
-NAMES = ("atlas", "darkside", "eic", "generic", "rubin", "ska", "sphenix")
+NAMES = ("atlas", "darkside", "eic", "epic", "generic", "rubin", "ska", "sphenix")
 URL = "http://pandaserver.cern.ch:25080/trf/user/runGen-00-00-02"
 
 
