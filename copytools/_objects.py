@@ -12,6 +12,7 @@ from typing import Protocol
 
 from copytools._parts import Lanes, Part, new_input, split, sum_part
 from pilot.errors import Code, Trait, TransferError
+from pilot.job import File
 from pilot.staging.checksum import Hasher, computable, differing
 from pilot.staging.copytool import Handle, Stored, Transfer
 from pilot.staging.faults import Direction
@@ -137,3 +138,9 @@ def same(
         if not differing(own, found):
             return Stored(url=transfer.url, size=size, checksums=own)
     raise TransferError(Code.FILEEXISTS, "it is there with other content", Trait.NEXT)
+
+
+def dataset_path(file: File, queue: str, job_id: int) -> str:
+    """Where Pilot 3 keeps files of an object store: `queue/dataset/lfn`, with the PandaID where it says so."""
+    dataset = file.dataset.replace("#{pandaid}", str(job_id))
+    return "/".join(part for part in (queue, dataset.strip("/"), file.lfn) if part)

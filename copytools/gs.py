@@ -19,11 +19,12 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
-from copytools._objects import CONNECT, MIB, SILENCE, Told, fetch, refuse_other, same
+from copytools._objects import CONNECT, MIB, SILENCE, Told, dataset_path, fetch, refuse_other, same
 from copytools._parts import Body, Lanes, Part, content_type, opened_output, sum_part
 from copytools._s3faults import refusal
 from pilot.download import DownloadError, check_url
 from pilot.errors import Code, PilotError, Trait, TransferError
+from pilot.job import File
 from pilot.staging.checksum import Hasher, computable
 from pilot.staging.copytool import CopyTool, Handle, Stored, ToolContext, Transfer
 from pilot.staging.faults import Direction, of_os_error
@@ -56,6 +57,10 @@ class Gs(CopyTool):
         except ModuleNotFoundError:
             found = None
         return None if found else "google-cloud-storage is missing (pip install 'pilot-toolkit[gs]')"
+
+    def storage_path(self, file: File, storage_type: str, queue: str, job_id: int) -> str | None:
+        """As Pilot 3 (PILOT3 4.6)."""
+        return dataset_path(file, queue, job_id)
 
     def get(self, transfer: Transfer, handle: Handle) -> Stored:
         """Bring an object, in ranges side by side if it is large."""

@@ -31,11 +31,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 from copytools import _presigned as presigned
-from copytools._objects import CONNECT, LANES, MIB, PART, SILENCE, Told, fetch, md5_in, refuse_other, same
+from copytools._objects import CONNECT, LANES, MIB, PART, SILENCE, Told, dataset_path, fetch, md5_in, refuse_other, same
 from copytools._parts import Body, Lanes, Part, Reader, content_type, opened_output, receive, split, sum_part
 from copytools._s3faults import faults, passes, status_of
 from pilot.download import DownloadError, check_url
 from pilot.errors import Code, Trait, TransferError
+from pilot.job import File
 from pilot.staging.checksum import Hasher, computable
 from pilot.staging.copytool import CopyTool, Handle, Stored, ToolContext, Transfer
 from pilot.staging.faults import Direction
@@ -80,6 +81,10 @@ class S3(CopyTool):
         self._session: Any = None
         self._clients: dict[str, Any] = {}
         self._connections: PoolManager | None = None
+
+    def storage_path(self, file: File, storage_type: str, queue: str, job_id: int) -> str | None:
+        """As Pilot 3 (PILOT3 4.6): only in storages for events and logs."""
+        return dataset_path(file, queue, job_id) if storage_type in ("OS_ES", "OS_LOGS") else None
 
     def get(self, transfer: Transfer, handle: Handle) -> Stored:
         """Bring an object, in ranges side by side if it is large."""

@@ -168,6 +168,7 @@ def make_engine(
         input_dir=Path(settings.input_dir) if settings.input_dir else None,
         output_dir=Path(settings.output_dir) if settings.output_dir else None,
         analysis=job.is_analysis,
+        job_id=job.job_id,
     )
     limits = StagingLimits(
         attempts_out=max(settings.stageout_attempts, 2),

@@ -128,6 +128,17 @@ class CopyTool(ABC):
         """Whether `get` takes space on the local disk; False for a tool that only links."""
         return True
 
+    def storage_path(self, file: File, storage_type: str, queue: str, job_id: int) -> str | None:
+        """Path of an output below a storage's prefix where the storage has no layout; None if we have none either.
+
+        Args:
+            file: the output.
+            storage_type: such as `OS_LOGS`.
+            queue: its PanDA name.
+            job_id: PandaID.
+        """
+        return None
+
     @abstractmethod
     def get(self, transfer: Transfer, handle: Handle) -> Stored:
         """Bring `transfer.url` to `transfer.path`. The final name appears only when the file is complete.

@@ -58,6 +58,7 @@ class Planner:
         launch_dir: where the pilot was started.
         input_dir, output_dir: of the command line, None if not given.
         analysis: an analysis job: a unified queue may have storages for those.
+        job_id: PandaID, for tools that make it a part of their paths.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Planner:
         input_dir: Path | None = None,
         output_dir: Path | None = None,
         analysis: bool = False,
+        job_id: int = 0,
     ) -> None:
         self._info = info
         self._tools = tools
@@ -78,6 +80,7 @@ class Planner:
         self._input_dir = input_dir
         self._output_dir = output_dir
         self._analysis = analysis and info.queue.type == "unified"
+        self._job_id = job_id
         self._final = experiment.mv_to_final_destination or info.queue.catchall_flag("mv_final_destination")
 
     def sources(self, file: File) -> list[Candidate]:
@@ -175,16 +178,19 @@ class Planner:
             return self._in_storage(LOCAL_TOOL, file, endpoint, activities, WRITE)
         except TransferError:  # the storage is not mounted here
             storage = self._info.storage(endpoint)
-            surl = self._surl(file, storage, storage.protocols(WRITE)[0])
+            surl = self._surl(LOCAL_TOOL, file, storage, storage.protocols(WRITE)[0])
             return [Candidate(tool=LOCAL_TOOL, url=handed_over, endpoint=endpoint, surl=surl, onward=True)]
 
     def _candidate(self, tool: str, file: File, storage: Storage, protocol: StorageProtocol) -> Candidate:
-        surl = self._surl(file, storage, protocol)
+        surl = self._surl(tool, file, storage, protocol)
         url = surl.replace("%", "%25") if protocol.scheme == "file" else surl  # an LFN is not a URL: %41 is no A
         return Candidate(tool=tool, url=url, endpoint=storage.name, surl=surl if surl != url else "")
 
-    def _surl(self, file: File, storage: Storage, protocol: StorageProtocol) -> str:
-        return storage.surl(protocol, file.scope, file.lfn, self._experiment.storage_path(file.scope, file.lfn))
+    def _surl(self, tool: str, file: File, storage: Storage, protocol: StorageProtocol) -> str:
+        path = self._experiment.storage_path(file.scope, file.lfn)
+        if path is None and not storage.is_deterministic:
+            path = self._tools.get(tool).storage_path(file, storage.type, self._info.queue.name, self._job_id)
+        return storage.surl(protocol, file.scope, file.lfn, path)
 
 
 def input_limit(queue: Queue) -> int | None:

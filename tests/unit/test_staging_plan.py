@@ -288,6 +288,20 @@ def test_an_output_for_a_storage_without_layout_is_1329(tmp_path):
     assert error(lambda: plan.destinations(output(endpoint="S"))).code is Code.NONDETERMINISTICDDM
 
 
+@pytest.mark.parametrize(("tool", "kind"), [("s3", "OS_LOGS"), ("s3", "OS_ES"), ("gs", "")])
+def test_object_stores_without_layout_have_that_of_pilot_3(tmp_path, tool, kind):
+    there = storage((f"{tool}://h.x:443", "/logs"), deterministic=False) | {"type": kind}
+    plan = planner(tmp_path, {"copytools": {tool: {}}}, {"S": there}, job_id=77)
+    (way,) = plan.destinations(output(endpoint="S", lfn="a.log.tgz", dataset="user.x/log.#{pandaid}"))
+    assert way.url == f"{tool}://h.x:443/logs/Q/user.x/log.77/a.log.tgz"
+
+
+def test_s3_has_no_layout_for_other_storages(tmp_path):
+    there = storage(("s3://h.x:443", "/data"), deterministic=False) | {"type": "DATADISK"}
+    plan = planner(tmp_path, {"copytools": {"s3": {}}}, {"S": there})
+    assert error(lambda: plan.destinations(output(endpoint="S"))).code is Code.NONDETERMINISTICDDM
+
+
 @pytest.mark.parametrize(
     ("record", "limit"),
     [({"maxinputsize": -1, "maxwdir": 10}, None), ({"maxwdir": 10}, 10 << 20), ({}, 14336 << 20)],
