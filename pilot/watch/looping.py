@@ -51,7 +51,8 @@ class Looping:
         self._own = own
         self._explain = explain
         self._clock = clock
-        self._newest = self._asked = clock()
+        self._written_at = self._asked = clock()
+        self._newest = 0.0
         self._suspended = 0.0
 
     def look(self) -> float:
@@ -61,9 +62,11 @@ class Looping:
         self._suspended += late if late > _LATE else 0.0
         newest, name = max(self._written(), default=(0.0, ""))
         if newest > self._newest:
-            # A time in the future says no more than that it was written now.
-            self._newest, self._suspended = min(newest, now), 0.0
-        quiet = now - self._newest - self._suspended
+            # A time in the future says no more than that it was written by now; one before the start says nothing.
+            self._newest, written_at = newest, min(newest, now)
+            if written_at > self._written_at:
+                self._written_at, self._suspended = written_at, 0.0
+        quiet = now - self._written_at - self._suspended
         if quiet >= self._limit:
             self._explain()
             last = f", the last one {name}" if name else ""

@@ -17,7 +17,7 @@ _KERNEL_LOG = Path("/dev/kmsg")
 
 #: `Memory cgroup out of memory: Killed process 123 (python3) total-vm:...`, and without a group `Out of memory: ...`;
 #: mm/oom_kill.c, since Linux 2.6.36, with ` or sacrifice child` behind `Kill` before 5.1.
-_KILLED = re.compile(r"[Oo]ut of memory: Kill(?:ed)? process (\d+) \((.*?)\)")
+_KILLED = re.compile(r"[Oo]ut of memory: Kill(?:ed)? process (\d+) \((.*)\),? (?:total-vm|UID)")
 
 #: Line of a kill since Linux 4.20: names the group of the one killed, `...,task_memcg=/a/b,task=python3,pid=123,uid=0`.
 _GROUP = re.compile(r"oom-kill:.*task_memcg=(\S*?),task=(.*),pid=(\d+),uid=")
