@@ -256,7 +256,7 @@ def receive(
 
 def _blocks(stream: Reader) -> Iterator[bytes]:
     try:
-        while block := stream.read(_SEND):
+        while block := stream.read(BLOCK):  # 256 KiB are a third slower
             yield block
     finally:
         stream.close()

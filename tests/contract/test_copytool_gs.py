@@ -13,9 +13,7 @@ from pilot.job import File, Kind
 from pilot.staging.copytool import ToolContext, Transfer
 from pilot.testing.copytool import CopyToolConformance, WatchfulHandle, content
 from tests.parts import free_port
-from tests.parts.gcs import GcsServer, gcs_server
-
-__all__ = ["gcs_server"]
+from tests.parts.gcs import GcsServer
 
 
 class TestGs(CopyToolConformance):

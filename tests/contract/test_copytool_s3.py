@@ -15,9 +15,7 @@ from pilot.errors import Trait, TransferError
 from pilot.job import Kind
 from pilot.staging.copytool import CopyTool, ToolContext, Transfer
 from pilot.testing.copytool import CopyToolConformance, WatchfulHandle
-from tests.parts.s3 import OWNER, S3Server, s3_server
-
-__all__ = ["s3_server"]
+from tests.parts.s3 import OWNER, S3Server
 
 
 def owner(server: S3Server, **options: str) -> S3:
@@ -78,9 +76,10 @@ class TestPresigned(S3Conformance):
         assert caught.value.trait is Trait.NEXT
         assert self.fetch("kept") == b"x"
 
-
-class TestPresignedOfVersion2(TestPresigned):
-    version = "s3"
+    def test_signatures_of_version_2_too(self, tool: CopyTool, tmp_path: Path) -> None:
+        self.version = "s3"
+        assert "AWSAccessKeyId=" in self.remote_url("old")
+        self._round_trip(tool, tmp_path, "old", b"x" * 3_000_000)
 
 
 @pytest.mark.parametrize(

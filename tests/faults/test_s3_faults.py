@@ -20,9 +20,7 @@ from pilot.job import File, Kind
 from pilot.staging.copytool import ToolContext, Transfer
 from pilot.testing.copytool import WatchfulHandle, checksums, content
 from tests.parts import free_port
-from tests.parts.s3 import OWNER, READER, S3Server, s3_client, s3_server, start_s3
-
-__all__ = ["s3_server"]
+from tests.parts.s3 import OWNER, READER, S3Server, s3_client, start_s3
 
 LARGE = 3 * PART
 

@@ -14,9 +14,7 @@ import pytest
 
 from pilot.queuedata import hash_path
 from tests.benchmarks.field import ENDPOINT, QUEUE, SCOPE, SCRIPT, Field
-from tests.parts.s3 import OWNER, S3Server, s3_server
-
-__all__ = ["s3_server"]
+from tests.parts.s3 import OWNER, S3Server
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,8 @@
+"""Servers that several test modules share, each started once in a session, when the first test asks for it."""
+
+from __future__ import annotations
+
+from tests.parts.gcs import gcs_server
+from tests.parts.s3 import s3_server
+
+__all__ = ["gcs_server", "s3_server"]
