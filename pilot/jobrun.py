@@ -193,6 +193,7 @@ class JobRun:
             self._fail(internal_error(error))
 
     def _fail(self, error: PilotError) -> None:
+        error = PilotError(error.code, self.bench.masker.mask(error.detail))  # it goes to the server, too
         logger.error("job %d: %s", self.job.job_id, error)
         self.outcome.fail(error)
         self._note("failed", code=int(error.code), diag=error.diag)
@@ -294,7 +295,7 @@ class JobRun:
             await asyncio.wait({watching})
             if not watching.cancelled() and watching.exception():
                 logger.error("the watch over the payload broke", exc_info=watching.exception())
-        verdict = diagnose(self.job, ended, self.workdir)
+        verdict = diagnose(self.job, ended, self.workdir, mask=self.bench.masker.mask)
         self.outcome.exe_code, self.outcome.exe_diag = verdict.exe_code, verdict.exe_diag
         if verdict.error:
             raise (self._guard and self._guard.out_of_memory) or verdict.error
@@ -372,9 +373,10 @@ class JobRun:
     def _revive_workdir(self) -> None:
         """A payload that removed its directory, or took our rights on it away, leaves a log with the pilot's part."""
         with suppress(OSError):
-            self.workdir.mkdir(mode=0o770, exist_ok=True)
-            if not self.workdir.is_symlink():
-                self.workdir.chmod(0o770)
+            if self.workdir.is_symlink() or not self.workdir.is_dir():
+                self.workdir.unlink(missing_ok=True)  # a file or a link in its place
+                self.workdir.mkdir()
+            self.workdir.chmod(0o770)
 
     def _pack(self, log: File, box: Stop) -> None:
         experiment = self.bench.experiment
@@ -447,9 +449,10 @@ class JobRun:
         return None if math.isinf(left) else max(left, REPORT_LEAST)
 
     def _final(self) -> Report:
-        extract = tail(self.workdir / "payload.stderr") if self.outcome.error else ""
+        mask = self.bench.masker.mask
+        extract = mask(tail(self.workdir / "payload.stderr")) if self.outcome.error else ""
         try:
-            metadata = self.bench.experiment.payload_metadata(self.workdir)
+            metadata = mask(self.bench.experiment.payload_metadata(self.workdir))
             return self._reporter.report(self.outcome.state, pilot_log=extract, metadata=metadata)
         except Exception as error:  # the door of the experiment: what it adds to a report must not keep it back
             logger.exception("the experiment's part of the report is left out")

@@ -22,7 +22,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -399,7 +399,8 @@ def _written(target: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise _cannot_write(error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _cannot_write(error: OSError) -> PilotError:

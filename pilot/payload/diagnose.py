@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,9 @@ class Diagnosis:
     exe_diag: str = ""
 
 
-def diagnose(job: Job, ended: Ended, workdir: Path, *, remote_io: bool = False) -> Diagnosis:
+def diagnose(
+    job: Job, ended: Ended, workdir: Path, *, remote_io: bool = False, mask: Callable[[str], str] = str
+) -> Diagnosis:
     """Explain how a payload ended that the pilot did not stop itself.
 
     Args:
@@ -75,25 +78,26 @@ def diagnose(job: Job, ended: Ended, workdir: Path, *, remote_io: bool = False) 
         ended: how its payload ended.
         workdir: the job directory.
         remote_io: the payload had the check of remote files in front of it.
+        mask: hides secrets in what the payload wrote, before it is cut to size.
     """
-    code, text = _own_report(workdir)
+    code, text = _own_report(workdir, mask)
     if code:
         what = f"the payload reported error {code}"
         error = PilotError(Code.PAYLOADEXECUTIONFAILURE, f"{what}: {text}" if text else what)
         return Diagnosis(error=error, exe_code=code, exe_diag=text)
     if ended.exit_code == 0 or (job.is_hpo and ended.exit_code in _HPO_ENDS):
         return Diagnosis()
-    cause = _telling_line(workdir)
+    cause = _telling_line(workdir, mask)
     how = f"{_how(ended)}: {cause}" if cause else _how(ended)
     return Diagnosis(error=PilotError(_code(ended, remote_io), how), exe_code=ended.status, exe_diag=cause)
 
 
-def _own_report(workdir: Path) -> tuple[int, str]:
+def _own_report(workdir: Path, mask: Callable[[str], str]) -> tuple[int, str]:
     """`error_code` and `error_diag` of `payload_error_report.json`, (0, '') without one."""
     try:
         with open_left(workdir / ERROR_REPORT) as file:
             report = json.loads(file.read(_REPORT_LIMIT))
-        code, text = int(report.get("error_code") or 0), _readable(str(report.get("error_diag") or ""))
+        code, text = int(report.get("error_code") or 0), _readable(mask(str(report.get("error_diag") or "")))
         code.to_bytes(4, signed=True)  # OverflowError for more than the server's column holds
         return code, text
     except FileNotFoundError:
@@ -120,9 +124,9 @@ def _how(ended: Ended) -> str:
     return f"exit status {status}{hint}"
 
 
-def _telling_line(workdir: Path) -> str:
+def _telling_line(workdir: Path, mask: Callable[[str], str]) -> str:
     """The line of stderr or stdout that most likely names the cause; else the last line there is."""
-    outputs = [_ESCAPES.sub("", tail(workdir / name, 65536)) for name in ("payload.stderr", "payload.stdout")]
+    outputs = [_ESCAPES.sub("", mask(tail(workdir / name, 65536))) for name in ("payload.stderr", "payload.stdout")]
     texts = [[line for line in output.splitlines() if line.strip()] for output in outputs]
     for pattern in _TELLING:
         for lines in texts:

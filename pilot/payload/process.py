@@ -25,6 +25,12 @@ from pilot.stop import Deadline
 
 logger = logging.getLogger(__name__)
 
+#: Bytes of one argument of a program, its NUL included: MAX_ARG_STRLEN of Linux, 32 pages of 4 KiB.
+_LONGEST_ARGUMENT = 131_072
+
+#: File in the job directory for a command that is longer, such as one that names some thousand inputs.
+LONG_COMMAND = "payload_command.sh"
+
 #: Seconds between looks at a tree that was told to go.
 _LOOK = 0.05
 
@@ -95,7 +101,7 @@ class PayloadProcess:
         try:
             with open(workdir / "payload.stdout", "wb") as out, open(workdir / "payload.stderr", "wb") as err:
                 process = processes.start(
-                    [*prefix, "/bin/bash", "-c", text],
+                    [*prefix, "/bin/bash", *_shell_arguments(text, workdir)],
                     cwd=workdir,
                     env=dict(environment),
                     stdin=subprocess.DEVNULL,
@@ -175,6 +181,16 @@ class PayloadProcess:
             cpu_time=spent.cpu,
             spent=spent,
         )
+
+
+def _shell_arguments(text: str, workdir: Path) -> list[str]:
+    """How bash gets its text: as an argument, or in a file if it is too long for that."""
+    data = os.fsencode(text)
+    if len(data) < _LONGEST_ARGUMENT:
+        return ["-c", text]
+    with open(workdir / LONG_COMMAND, "xb") as file:
+        file.write(data + b"\n")
+    return [f"./{LONG_COMMAND}"]
 
 
 def signal_name(signum: int) -> str:

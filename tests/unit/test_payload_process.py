@@ -248,7 +248,14 @@ def test_a_prefix_runs_the_shell(tmp_path, processes):
     assert tail(tmp_path / "payload.stdout") == "in: /bin/bash\n"
 
 
-def test_a_text_that_is_too_long_for_the_kernel_is_an_error_of_the_table(tmp_path, processes):
+def test_a_text_that_is_too_long_for_an_argument_is_run_from_a_file(tmp_path, processes):
+    ended, left, _ = run("set -- " + "word " * 50_000 + "; echo $#; exit 7", tmp_path, processes)
+    assert (ended.exit_code, left) == (7, [])
+    assert tail(tmp_path / "payload.stdout") == "50000\n"
+
+
+def test_a_text_that_cannot_be_written_is_an_error_of_the_table(tmp_path, processes):
+    (tmp_path / "payload_command.sh").touch()
     with pytest.raises(PilotError) as caught:
         start("#" * 200_000, tmp_path, processes)
     assert caught.value.code is Code.PAYLOADEXECUTIONEXCEPTION
