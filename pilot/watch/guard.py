@@ -128,6 +128,8 @@ class Guard:
         self._tally.end(Spent(max(spent.cpu, cpu or 0.0), spent.max_rss, spent.io), seconds)
         peak = max(self._tally.peak("pss"), self._tally.peak("rss"))
         self.out_of_memory = self._oom.error(self._seen, killed=killed, peak_kb=peak)
+        if self.out_of_memory:
+            logger.warning("%s", self.out_of_memory.detail)
         await self._meter.close()
         if not self._meter.writes_timeline:
             self._timeline.close(self._tally)

@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between samples: the first ones while a payload grows, then never more often than `_STEADY` or more seldom
 #: than once a minute, as Pilot 3 did (PILOT3 5.4). Near the limit every `_FIRST`.
-_FIRST, _STEADY, _LONGEST = 0.25, 2.0, 60.0
+_FIRST, _STEADY, _LONGEST = 0.25, 4.0, 60.0
 
-#: A sample of so many CPU seconds is worth a pause of so many times as long: 0.5 % of a core at most.
-_PAUSE = 200
+#: A sample of so many CPU seconds is worth a pause of so many times as long: 0.25 % of a core.
+_PAUSE = 400
 
 #: Share of the limit at which there is a line in the log.
 _WARN = 0.9

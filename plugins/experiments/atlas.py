@@ -60,6 +60,7 @@ class Atlas(Generic):
         "storages_cvmfs": f"{_CVMFS}/cric_ddmendpoints.json",
         "rucio_host": "https://voatlasrucio-server-prod.cern.ch:443",
         "rucio_traces_url": "https://rucio-lb-prod.cern.ch/traces/",
+        "kill_for_memory": True,
     }
 
     def before_clean_up(self, parameters: str) -> str:

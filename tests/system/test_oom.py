@@ -120,6 +120,33 @@ def test_a_group_that_cannot_be_joined_does_not_keep_a_payload_from_running(tmp_
     assert (tmp_path / "payload.stderr").read_text() == ""
 
 
+@pytest.fixture
+def second():
+    """The same in the tree of version 2, whatever controllers it has here."""
+    place = next((path for path in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+                  if (path / "cgroup.controllers").exists()), MEMORY) / f"pilot-test-{os.getpid()}"  # fmt: skip
+    try:
+        place.mkdir()
+    except OSError as error:
+        cannot(f"no control group of version 2 can be made: {error}")
+    yield place
+    place.rmdir()
+
+
+def test_a_group_of_version_2_is_joined_and_killed_as_a_whole(tmp_path, second, processes):
+    group = Nest(str(second)).make("job-1")
+    assert group.version == 2
+    left = processes.start([*group.prefix, "/bin/sh", "-c", "setsid sleep 60 & setsid sleep 60 & wait"])
+    end = time.monotonic() + 5
+    while len(group.pids()) < 3 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert len(group.pids()) == 3
+    group.remove()
+    assert left.wait(5) == -9
+    processes.forget(left)
+    assert not (second / "job-1").exists()
+
+
 def test_a_whole_pilot_reports_it(tmp_path, parent):
     params = {"pilot_kill_for_memory": True, "pilot_rss_grace": 0}
     queue = {"maxrss": 100, "params": params}
