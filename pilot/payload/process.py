@@ -136,7 +136,7 @@ class PayloadProcess:
             alive = [pid for pid in descendants(roots) if not is_zombie(pid)]
             if alive or not roots:
                 return alive
-        return []
+        return roots  # they had all died each time we looked, so others live in their place
 
     def _roots(self) -> list[int]:
         """The first process unless it has ended, then those that came to us: looked for last, it may end meanwhile."""
