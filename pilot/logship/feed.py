@@ -122,8 +122,10 @@ class Feed:
         return False
 
     def _refuse(self, batch: list[Record], error: SinkError) -> None:
-        self.refused += len(batch)
-        logger.warning("log sink %s refuses %d lines for good: %s", self.sink.name, len(batch), error)
+        count = len(batch) if error.refused is None else error.refused
+        self.refused += count
+        self.sent += len(batch) - count
+        logger.warning("log sink %s refuses %d lines for good: %s", self.sink.name, count, error)
 
     def _complain(self, problem: str) -> None:
         """Once when trouble begins, not at every try."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ _ERROR_LINE = re.compile(
 )
 #: Characters of a line in which a severity is looked for.
 _HEAD = 160
+#: Levels that a JSON line may have: OpenSearch maps 20 by default, Google's messages end at about 30.
+_DEPTH = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +133,31 @@ def severity_of(text: str, content: Mapping[str, Any] | None = None) -> str:
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
+    """The object that a line is, or None if it is none, or one that some sink would refuse with its whole batch."""
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_of_64_bits)
+        if "\\ud" in text.lower():  # half of a surrogate pair: no UTF-8 has it
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
+    return content if isinstance(content, dict) and _is_flat(content) else None
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)
+
+
+def _of_64_bits(text: str) -> int:
+    return int(text) if len(text) < 19 else int(_refuse(text))
+
+
+def _is_flat(value: Any, levels: int = _DEPTH) -> bool:
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return levels > 0 and all(_is_flat(part, levels - 1) for part in parts)
+    return True

@@ -17,11 +17,13 @@ class SinkError(Exception):
     Args:
         problem: why, in a few words.
         retry: False if the same batch will never be taken.
+        refused: without a retry, how many records of the batch were not taken; None is all of them.
     """
 
-    def __init__(self, problem: str, *, retry: bool = True) -> None:
+    def __init__(self, problem: str, *, retry: bool = True, refused: int | None = None) -> None:
         super().__init__(problem)
         self.retry = retry
+        self.refused = refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
