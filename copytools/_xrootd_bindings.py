@@ -23,8 +23,9 @@ from pilot.staging.copytool import Handle, Transfer
 from pilot.staging.faults import Direction
 from pilot.staging.result import shown
 
-#: Bytes of a request, and requests under way at once for a file: 8 MiB in flight fill 600 Mbit/s at 100 ms.
-BLOCK, AHEAD = 2 << 20, 4
+#: Bytes of a request, and requests under way at once for a file: 6 MiB in flight fill 500 Mbit/s at 100 ms. The library
+#: and Python have each block once, so twice that is what a transfer takes of the memory.
+BLOCK, AHEAD = 1 << 20, 6
 
 #: Seconds between two looks whether a transfer must end.
 _LOOK = 0.2

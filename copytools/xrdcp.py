@@ -1,6 +1,16 @@
 """Copy tool `xrdcp`: files on XRootD servers, by the Python bindings where they are installed, else by the programs.
 
-Measured on loopback, 2 cores, see `tests/benchmarks/bench_xrootd.py`: NUMBERS
+Measured on loopback with two busy cores (`python -m tests.benchmarks.bench_xrootd`), times as ratios to plain `xrdcp`
+that verifies nothing, for 500 files to one `xrdcp` after another:
+
+                                  bindings   programs
+    1 GiB up, adler32 verified      0.45      0.98-1.13
+    1 GiB down, adler32 verified    0.14-0.5  0.76-1.11
+    500 files of 1 MiB up           0.16      11.5
+    500 files of 1 MiB down         0.06      1.4
+    peak memory, one big file       58 MiB    34 MiB and 29 MiB in xrdcp
+
+The bindings keep one connection for all files, where each program makes its own and an upload takes five programs.
 """
 
 from __future__ import annotations
