@@ -201,8 +201,11 @@ class Guard:
 def choose_meter(name: str, group: Group | None, environ: Mapping[str, str]) -> Meter:
     """The meter called `name`; where it cannot work, or for `auto`, the best that can."""
     wanted = ("cgroup" if group else "procfs") if name == "auto" else name
-    found: type[Meter] = plugins.load("pilot.meters", wanted, Meter)
-    problem = found.problem(group, environ)
+    try:
+        found: type[Meter] = plugins.load("pilot.meters", wanted, Meter)
+        problem = found.problem(group, environ)
+    except plugins.PluginError as error:
+        problem = error.detail
     if problem:
         logger.warning("meter %s cannot be used: %s; procfs instead", wanted, problem)
         found = plugins.load("pilot.meters", "procfs", Meter)

@@ -237,7 +237,7 @@ class TestChoice:
         assert choose_meter("auto", None, {}).name == "procfs"
         assert choose_meter("auto", Group(2, {"memory": tmp_path}), {}).name == "cgroup"
 
-    @pytest.mark.parametrize("name", ["cgroup", "prmon"])
+    @pytest.mark.parametrize("name", ["cgroup", "prmon", "nonsense"])
     def test_one_that_cannot_work_is_replaced_with_a_warning(self, name, caplog):
         assert choose_meter(name, None, {"PATH": "/nonexistent"}).name == "procfs"
         assert f"meter {name} cannot be used" in caplog.text
