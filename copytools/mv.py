@@ -3,9 +3,9 @@
 Where the batch system delivers (ARC), outputs are left in the launch directory and announced in `output.list`, one line
 a file (PILOT3 4.6): `lfn turl:checksumtype=adler32:checksumvalue=X`.
 
-Measured for 1 GiB in the page cache, ext4, 2 cores: `cp` 0.37 s; copy_file_range 0.34 s and then still without a
-checksum; read, adler32 and write in blocks of 1 MiB 0.31 s, 0.24 s into space reserved by fallocate(2). So bytes go by
-hand, are summed as they pass, and what was written is read back before it gets its name.
+Measured for 1 GiB in the page cache, ext4, 2 idle cores, medians: `cp` 0.39 s; copy_file_range 0.35 s and then still
+without a checksum; read, adler32 and write in blocks of 1 MiB 0.35 s, 0.24 s into space reserved by fallocate(2). So
+bytes go by hand, are summed as they pass, and what was written is read back before it gets its name.
 
 A copy is not synced to disk unless `mv_fsync` says so, as `cp` does not either: it costs the time of the disk for every
 file. Network file systems flush at close, where their errors show; a node that loses its power within seconds after a

@@ -166,11 +166,12 @@ def _adler32_by_two(file: int, size: int, check: Callable[[], None]) -> int:
     failures: list[BaseException] = []
 
     def take(turn: int) -> None:
+        buffer = memoryview(bytearray(BLOCK))
         try:
             for start, end in windows[turn::2]:
                 if failures:
                     return
-                sums[start] = _adler32_window(file, start, end, check)
+                sums[start] = _adler32_window(file, start, end, buffer, check)
         except BaseException as error:  # raised again below, by the thread that waits for both
             failures.append(error)
 
@@ -186,10 +187,9 @@ def _adler32_by_two(file: int, size: int, check: Callable[[], None]) -> int:
     return total
 
 
-def _adler32_window(file: int, start: int, end: int, check: Callable[[], None]) -> tuple[int, int]:
+def _adler32_window(file: int, start: int, end: int, buffer: memoryview, check: Callable[[], None]) -> tuple[int, int]:
     """The sum of bytes `start` to `end` and how many there were: fewer if the file became shorter."""
-    roll, buffer = _adler32(), memoryview(bytearray(BLOCK))
-    value, position = 1, start
+    roll, value, position = _adler32(), 1, start
     while position < end and (count := os.preadv(file, [buffer[: end - position]], position)):
         check()
         value = roll(buffer[:count], value)
