@@ -14,6 +14,9 @@ from pilot.version import __version__
 #: Longest `pilotLog` that is sent, characters (PILOT3 2.6).
 PILOT_LOG_LIMIT = 1024
 
+#: Longest `pilotID` that the server stores, characters.
+PILOT_ID_LIMIT = 200
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speaker:
@@ -40,9 +43,12 @@ class Speaker:
     destination_site: str = ""
 
     def pilot_id(self, first: str) -> str:
-        """`<url of the batch log>|<batch type>|<version tag>|<version>`, as the monitor shows it; at most 200."""
-        parts = [first, self.batch_type if self.batch_id else "", self.version_tag, __version__]
-        return "|".join(part for part in parts if part)[:200]
+        """`<url of the batch log>|<batch type>|<version tag>|<version>`, as the monitor takes it apart.
+
+        The server stores 200 characters: of a URL that is too long its end goes, not the version.
+        """
+        rest = "|".join(filter(None, [self.batch_type if self.batch_id else "", self.version_tag, __version__]))
+        return "|".join(filter(None, [first[: PILOT_ID_LIMIT - 1 - len(rest)], rest]))
 
 
 class Reporter:
