@@ -11,6 +11,9 @@ from pilot.errors import Code, PilotError
 from pilot.job import File, Job, Kind
 from pilot.server.report import FileReport, State, Usage
 
+#: Phases of a job in their order; each has its time in a result, 0 for one that was not reached.
+PHASES = ("stagein", "setup", "payload", "stageout", "log", "report")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileOutcome:
@@ -54,7 +57,7 @@ class Outcome:
         error: the first thing that went wrong; None as long as all is well.
         exit_code, signum: how the payload ended, both None if it never ran or did not end.
         files: inputs, outputs and log that were moved.
-        timings: seconds per phase: stagein, setup, payload, stageout, log, total.
+        timings: seconds per phase that was reached, and `total`.
         reported: True once the server took the final report.
     """
 
@@ -102,7 +105,7 @@ class Outcome:
             "pilot_error_diag": self.error.diag if self.error else "",
             "payload": {"exit_code": self.exit_code, "signal": self.signum},
             "files": [done.as_dict() for done in self.files],
-            "timings": {name: round(seconds, 3) for name, seconds in self.timings.items()},
+            "timings": {name: round(self.timings.get(name, 0.0), 3) for name in (*PHASES, "total")},
             "metrics": self.metrics | _measured(self.usage),
         }
 
