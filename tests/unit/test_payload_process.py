@@ -168,17 +168,20 @@ def test_a_process_that_keeps_forking_away_is_caught(tmp_path, processes):
 
 
 def test_cpu_time_counts_what_the_payload_left_behind(tmp_path, processes):
-    burn = f"setsid {sys.executable} -c 'import time\nwhile time.process_time() < 0.4: pass\ntime.sleep(60)'"
+    code = "import time\nwhile time.process_time() < 0.4: pass\nopen(\"done\", \"w\").close()\ntime.sleep(60)"
+    done = tmp_path / "done"
 
     async def main():
-        payload = start(f"{burn} & sleep 0.1", tmp_path, processes)
+        payload = start(f"setsid {sys.executable} -c '{code}' & sleep 0.05", tmp_path, processes)
         first = await payload.wait()
-        await asyncio.sleep(0.8)
+        deadline = time.monotonic() + 30
+        while not done.exists() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
         await payload.stop(Deadline(5))
         return first.cpu_time, (await payload.wait()).cpu_time
 
     first, last = asyncio.run(main())
-    assert first < 0.2
+    assert first < 0.3
     assert 0.4 <= last < 0.6
 
 
