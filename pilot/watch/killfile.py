@@ -9,7 +9,7 @@ from pilot.errors import Code, PilotError
 #: As Pilot 3 has it (`kill_instruction_filename`, PILOT3 1.4).
 KILL_FILE = "pilot_kill_payload"
 
-#: Pilot 3 looked once a minute; to ask for one file costs 2 us.
+#: Pilot 3 looked once a minute; to ask for two files costs 5 us.
 _PERIOD = 5.0
 
 
