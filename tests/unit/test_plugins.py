@@ -1,7 +1,10 @@
 """Plug-ins are found by name without being imported, and a broken one is told in one line, not in a traceback."""
 
+import importlib
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +112,8 @@ def test_all_of_ours_that_have_a_module_can_be_loaded_and_say_what_they_are(kind
 def test_names_are_told_without_importing_anything():
     program = """
 import sys
+import tomllib
+from pathlib import Path
 from pilot.plugins import KINDS, names
 found = {kind: names(kind) for kind in KINDS}
 assert "mv" in found["pilot.copytools"] and "generic" in found["pilot.experiments"], found
@@ -169,3 +174,13 @@ def test_the_listing_goes_on_after_a_broken_one_and_says_what_is_missing(third_p
 def test_an_error_of_a_plugin_is_one_of_the_table():
     with pytest.raises(PilotError):
         load("pilot.meters", "hourglass", Meter)
+
+
+@pytest.mark.parametrize("kind", plugins.KINDS)
+def test_each_of_ours_is_announced_in_pyproject_under_its_own_name(kind):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    announced = project["entry-points"].get(kind, {})
+    assert set(announced) == plugins._own(kind)
+    for name, place in announced.items():
+        module, _, attribute = place.partition(":")
+        assert getattr(importlib.import_module(module), attribute).name == name
