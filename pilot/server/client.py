@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 #: Seconds one request may take (Pilot 3's `http_maxtime`).
 HTTP_TIMEOUT = 120.0
 
-#: Tries with a credential that is not accepted: a renewed one may appear within some seconds, hardly later.
+#: Tries with a credential that is not accepted: a renewed one may appear within some seconds. A final report is worth
+#: more: whoever renews credentials does it every hour or so, and the work of a whole job would be lost.
 _AUTH_TRIES = 3
 
 #: Seconds and tries for what may get lost: worker status and node maps.
@@ -145,7 +146,8 @@ class PandaServer:
         halts = Halts(replaced, stop)
         try:
             async with line.turn(replaced, deadline):
-                return await self._persist(lambda codec: codec.update(report), what, deadline, halts)
+                renewals = math.inf if report.state.final else _AUTH_TRIES
+                return await self._persist(lambda codec: codec.update(report), what, deadline, halts, renewals=renewals)
         except Halted as halted:
             if not replaced.is_set():
                 raise UnavailableError(f"{what}: stopped while trying ({halted})") from None
@@ -206,7 +208,14 @@ class PandaServer:
             log.warning("%s is not sent: %s", what, error.detail)
 
     async def _persist(
-        self, make: Callable[[Codec], Call[T]], what: str, deadline: Deadline, halts: Halts, tries: float = math.inf
+        self,
+        make: Callable[[Codec], Call[T]],
+        what: str,
+        deadline: Deadline,
+        halts: Halts,
+        *,
+        tries: float = math.inf,
+        renewals: float = _AUTH_TRIES,
     ) -> T:
         """Ask again and again until there is an answer, a refusal, or an end to patience."""
         done = 0
@@ -216,7 +225,7 @@ class PandaServer:
                 return await self._ask(make, deadline, halts)
             except (AuthRefusedError, CredentialError) as error:
                 cause: ServerError = error
-                tries = min(tries, _AUTH_TRIES)
+                tries = min(tries, renewals)
             except NotServedError as error:
                 if not self._served or tries < math.inf:
                     raise

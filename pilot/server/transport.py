@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -37,6 +38,9 @@ CONNECT_TIMEOUT = 20.0
 
 #: Largest answer taken, bytes. A hundred jobs are some MB.
 BODY_LIMIT = 64 << 20
+
+#: How urllib3 begins its texts: with the connection as an object, or as a call that would make it.
+_OBJECT = re.compile(r"^(<.*>|HTTPS?Connection\([^)]*\)): ")
 
 #: What users put behind the host out of habit; the codecs add the path themselves.
 _KNOWN_PATHS = ("/server/panda", "/api/v1")
@@ -232,7 +236,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "timeout"
     text = " ".join(str(error).split())
-    return text.rpartition(">: ")[2][:300] or type(error).__name__
+    return _OBJECT.sub("", text)[:300] or type(error).__name__
 
 
 def _find_proxy(server: SplitResult, environ: Mapping[str, str]) -> SplitResult | None:

@@ -83,7 +83,7 @@ class Heartbeat:
 
     async def _beat(self) -> None:
         try:
-            reply = await self._send(self._state, Deadline(max(30.0, self._interval)))
+            reply = await self._send(self._state, Deadline(min(max(30.0, self._interval), self._lost)))
             self._success = time.monotonic()
             self._heard(reply)
         except PilotError as error:

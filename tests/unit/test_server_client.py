@@ -425,7 +425,7 @@ def test_a_refused_credential_gets_a_few_tries_and_a_renewed_one_is_used(peer, t
     token.write_text("old")
     auth = Auth(TokenFile(str(token)), "vo.production")
     peer.on(UPDATE, BAD_TOKEN)
-    took, error = seconds_of(client(peer, auth).update(report(State.FINISHED), Deadline(60)))
+    took, error = seconds_of(client(peer, auth).update(report(State.RUNNING), Deadline(60)))
     assert isinstance(error, AuthRefusedError)
     assert len(peer.asked) == 3
     assert took < 5
@@ -442,6 +442,24 @@ def test_a_refused_credential_gets_a_few_tries_and_a_renewed_one_is_used(peer, t
     asyncio.run(renew())
     assert [headers["Authorization"] for _, _, headers in peer.asked] == ["Bearer old"] * 4 + ["Bearer new-one"]
     assert peer.asked[-1][2]["Origin"] == "vo.production"
+
+
+def test_a_final_report_waits_for_a_renewed_credential_as_long_as_it_may(peer, tmp_path):
+    token = tmp_path / "token"
+    token.write_text("old")
+    peer.on(UPDATE, BAD_TOKEN)
+    server = client(peer, Auth(TokenFile(str(token)), "vo.production"), first_pause=0.02, longest_pause=0.02)
+
+    async def renew():
+        task = asyncio.ensure_future(server.update(report(State.FINISHED), Deadline(60)))
+        while len(peer.asked) < 8:
+            await asyncio.sleep(0.01)
+        token.write_text("new-one")
+        peer.on(UPDATE, v1_command())
+        await task
+
+    asyncio.run(renew())
+    assert peer.asked[-1][2]["Authorization"] == "Bearer new-one"
 
 
 def test_a_token_does_not_reach_the_log(peer, tmp_path, caplog):
