@@ -29,11 +29,7 @@ class Poster:
     """
 
     def __init__(self, url: str, context: SinkContext, login: tuple[str, str] | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SinkError(f"{url!r}: expected http(s)://HOST:PORT", retry=False)
-        if parts.scheme == "http" and not (context.allow_http or is_loopback(parts.hostname)):
-            raise SinkError(f"{parts.hostname}: plain http would show the log; use https or --allow-http", retry=False)
+        check_url(url, context)
         self._url = url
         self._context = context
         self._login = login
@@ -84,6 +80,19 @@ class Poster:
         from urllib3.util import make_headers
 
         return make_headers(basic_auth=":".join(self._login))
+
+
+def check_url(url: str, context: SinkContext) -> None:
+    """Whether a log may go there.
+
+    Raises:
+        SinkError: the URL cannot be used.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SinkError(f"{url!r}: expected http(s)://HOST:PORT", retry=False)
+    if parts.scheme == "http" and not (context.allow_http or is_loopback(parts.hostname)):
+        raise SinkError(f"{parts.hostname}: plain http would show the log; use https or --allow-http", retry=False)
 
 
 def login_of(context: SinkContext, user: str, password: str) -> tuple[str, str] | None:

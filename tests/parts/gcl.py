@@ -20,7 +20,8 @@ class GclServer:
     """A server in threads. `entries` is what it took.
 
     `plan` holds what to do instead, one a call: the name of a status, or seconds to wait before the call is
-    carried out. `lose` answers a call with a status after it was carried out. `bad` is a text that makes an entry invalid.
+    carried out. `lose` answers a call with a status after it was carried out. `bad` is a text that makes an entry
+    invalid.
     """
 
     def __init__(self, port: int = 0, *, tls: tuple[bytes, bytes] | None = None, bad: str = "") -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socketserver
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from pilot.logship.record import Origin
+from pilot.logship.shipper import LogShip
+from pilot.logship.sink import LogSink
+from pilot.masking import Masker
+from pilot.stop import Deadline
 
 
 class Receiver:
@@ -149,3 +157,24 @@ def until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def ship_lines(top: Path, sink: LogSink, count: int, between: Callable[[int], object] = lambda number: None) -> Any:
+    """Ship `count` numbered lines of a file that grows, with `between` called at every 50th; what was lost."""
+
+    async def main() -> Any:
+        log = LogShip(Origin(job_id="42", host="wn1"), top, Masker(), [sink], top / "spool")
+        path = top / "payload.stdout"
+        log.follow(path)
+        log.start()
+        for number in range(count):
+            with open(path, "a") as file:
+                file.write(f"{number}\n")
+            if number % 50 == 0:
+                between(number)
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        await log.finish(Deadline(10))
+        return log.losses()
+
+    return asyncio.run(main())

@@ -1,6 +1,5 @@
 """Sink google-cloud-logging: Google's own client against its own protos, through the errors that Google gives."""
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -11,12 +10,10 @@ import pytest
 from pilot.errors import Code, PilotError
 from pilot.logship.choose import make_sinks, parse
 from pilot.logship.record import Origin, make_record
-from pilot.logship.shipper import LogShip
 from pilot.logship.sink import SinkContext, SinkError
-from pilot.masking import Masker
-from pilot.stop import Deadline
 from tests.parts import free_port
 from tests.parts.gcl import GclServer, service_account
+from tests.parts.logs import ship_lines
 
 pytest.importorskip("google.cloud.logging_v2")
 ORIGIN = Origin(task_id="7", job_id="42", worker_id="9", harvester_id="h", host="wn1", queue="Q")
@@ -41,27 +38,6 @@ def records(*texts, source="payload.stdout"):
         make_record(ORIGIN.fields(), source=source, number=n, sequence=n, phase="payload", text=text)
         for n, text in enumerate(texts, 1)
     ]
-
-
-def ship(tmp_path, made, count, between=lambda number: None):
-    """Ship `count` lines of a file that grows; what was lost."""
-
-    async def main():
-        log = LogShip(ORIGIN, tmp_path, Masker(), [made], tmp_path / "spool")
-        path = tmp_path / "payload.stdout"
-        log.follow(path)
-        log.start()
-        for number in range(count):
-            with open(path, "a") as file:
-                file.write(f"{number}\n")
-            if number % 50 == 0:
-                between(number)
-                await asyncio.sleep(0.05)
-        await asyncio.sleep(0.5)
-        await log.finish(Deadline(10))
-        return log.losses()
-
-    return asyncio.run(main())
 
 
 def numbers(server):
@@ -105,7 +81,7 @@ def test_nothing_but_our_entries_is_written_and_a_batch_that_comes_twice_is_kept
 )
 def test_what_passes_is_tried_again_and_nothing_is_lost(server, tmp_path, status):
     server.plan = [status, status]
-    assert ship(tmp_path, sink(server.port), 200) == {}
+    assert ship_lines(tmp_path, sink(server.port), 200) == {}
     assert numbers(server) == list(range(200))
 
 
@@ -146,7 +122,7 @@ def test_a_server_that_comes_later_gets_all(tmp_path):
             late.append(GclServer(port))
 
     try:
-        assert ship(tmp_path, sink(port), 500, come) == {}
+        assert ship_lines(tmp_path, sink(port), 500, come) == {}
         assert numbers(late[0]) == list(range(500))
     finally:
         late[0].close()

@@ -1,6 +1,5 @@
 """Each sink delivers what its receiver understands, once and in order, through the faults that receivers have."""
 
-import asyncio
 import base64
 import ssl
 import subprocess
@@ -10,12 +9,10 @@ import pytest
 from pilot.errors import Code, PilotError
 from pilot.logship.choose import Choice, make_sinks, parse
 from pilot.logship.record import Origin, make_record
-from pilot.logship.shipper import LogShip
 from pilot.logship.sink import SinkContext, SinkError
-from pilot.masking import Masker, Secret
-from pilot.stop import Deadline
+from pilot.masking import Secret
 from tests.parts import free_port
-from tests.parts.logs import LineServer, LogstashServer, LokiServer, until
+from tests.parts.logs import LineServer, LogstashServer, LokiServer, ship_lines, until
 
 ORIGIN = Origin(task_id="7", job_id="42", host="wn1", queue="Q")
 
@@ -30,27 +27,6 @@ def records(*texts):
         make_record(ORIGIN.fields(), source="payload.stdout", number=n, sequence=n, phase="payload", text=text)
         for n, text in enumerate(texts, 1)
     ]
-
-
-def ship(tmp_path, made, count, between=lambda number: None):
-    """Ship `count` lines of a file that grows; what was lost."""
-
-    async def main():
-        log = LogShip(ORIGIN, tmp_path, Masker(), [made], tmp_path / "spool")
-        path = tmp_path / "payload.stdout"
-        log.follow(path)
-        log.start()
-        for number in range(count):
-            with open(path, "a") as file:
-                file.write(f"{number}\n")
-            if number % 50 == 0:
-                between(number)
-                await asyncio.sleep(0.05)
-        await asyncio.sleep(0.5)
-        await log.finish(Deadline(10))
-        return log.losses()
-
-    return asyncio.run(main())
 
 
 @pytest.fixture(params=["loki", "logstash-http", "logstash-tcp"])
@@ -82,7 +58,7 @@ def test_a_batch_arrives_whole_with_its_fields(receiver):
 
 
 def test_lines_of_a_growing_file_arrive_once_and_in_order(receiver, tmp_path):
-    assert ship(tmp_path, sink(address(receiver)), 500) == {}
+    assert ship_lines(tmp_path, sink(address(receiver)), 500) == {}
     assert until(lambda: len(receiver.lines) == 500)
     assert messages(receiver) == [str(number) for number in range(500)]
 
@@ -96,7 +72,7 @@ def test_a_receiver_that_is_not_there_yet_gets_all_when_it_comes(receiver, tmp_p
             late.append(type(receiver)(port))
 
     try:
-        assert ship(tmp_path, sink(address(receiver, port)), 500, come) == {}
+        assert ship_lines(tmp_path, sink(address(receiver, port)), 500, come) == {}
         assert until(lambda: len(late[0].lines) == 500)
         assert [line["message"] for line in late[0].lines] == [str(number) for number in range(500)]
     finally:
@@ -110,7 +86,7 @@ def test_faults_delay_but_lose_nothing(kind, fault, tmp_path):
     server.kind = "loki" if kind is LokiServer else "logstash-http"
     server.plan = [fault, fault]
     try:
-        assert ship(tmp_path, sink(address(server)), 200) == {}
+        assert ship_lines(tmp_path, sink(address(server)), 200) == {}
         assert sorted({int(line["message"]) for line in server.lines}) == list(range(200))
         if fault != 1.5:  # who answers too late may have taken the batch: it comes twice rather than not at all
             assert messages(server) == [str(number) for number in range(200)]
