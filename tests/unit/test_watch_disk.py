@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import threading
+from contextlib import nullcontext
 
 import pytest
 
@@ -83,9 +84,10 @@ def test_a_file_that_vanishes_during_the_look_hides_no_others(tmp_path, monkeypa
     scandir = os.scandir
 
     def vanishing(folder):
-        entries = scandir(folder)
+        with scandir(folder) as found:
+            entries = list(found)
         (tmp_path / "c").unlink(missing_ok=True)
-        return entries
+        return nullcontext(entries)
 
     monkeypatch.setattr(os, "scandir", vanishing)
     assert tree_size(tmp_path) == 5 * each
