@@ -143,6 +143,7 @@ class JobRun:
 
     async def run(self) -> Outcome:
         """Do all of it. Never raises for what can go wrong with a job: that is in the outcome."""
+        self.bench.masker.add([self.job.secrets, self.job.pilot_secrets])
         self.bench.progress.job(self.job)
         beating = asyncio.create_task(self._heartbeat.run())
         try:

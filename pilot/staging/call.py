@@ -214,9 +214,9 @@ async def _supervised(work: Callable[[], T], handle: TransferHandle, stop: Stop)
     stopping = asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({task, stopping}, timeout=handle.deadline.remaining, return_when=asyncio.FIRST_COMPLETED)
-        await _end(task, handle)
+        await _end(task, handle, stop)
     except asyncio.CancelledError:
-        await _end(task, handle)
+        await _end(task, handle, stop)
         raise
     finally:
         stopping.cancel()
@@ -226,12 +226,13 @@ async def _supervised(work: Callable[[], T], handle: TransferHandle, stop: Stop)
     return task.result()
 
 
-async def _end(task: asyncio.Future[T], handle: TransferHandle) -> None:
-    """Give a thread that still runs the time to clean up."""
+async def _end(task: asyncio.Future[T], handle: TransferHandle, stop: Stop) -> None:
+    """Give a thread that still runs the time to clean up, as far as the stop leaves any."""
+    patience = min(LINGER, stop.deadline.remaining)
     for act in (handle.terminate, handle.kill):
         if not task.done():
             act()
-            await asyncio.wait({task}, timeout=LINGER / 2)
+            await asyncio.wait({task}, timeout=patience / 2)
 
 
 def _ignore(task: asyncio.Future[T]) -> None:

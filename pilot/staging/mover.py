@@ -146,7 +146,7 @@ def _door(direction: Direction, tool: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise of_os_error(error, direction, f"{tool} {error.filename or ''}".rstrip()) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         logger.exception("copy tool %s failed in a way it should not", tool)
         raise direction.fault(f"{tool}: {type(error).__name__}: {error}", Trait.NEXT) from error
 
