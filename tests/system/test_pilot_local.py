@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -128,14 +129,26 @@ def test_a_transformation_with_parameters_is_copied_and_run(local: Local) -> Non
 
 def test_a_job_definition_of_a_server_runs_with_the_queue_and_storage_from_files(local: Local) -> None:
     with Grid(local.top / "grid") as grid:
-        job = grid.job("cat in.txt in.txt > twice.txt", inputs={"in.txt": b"ab"}, outputs=["twice.txt"])
+        secret = json.dumps({"DOCKER_TOKENS": "word-of-a-job-5519"})
+        command = "cat in.txt in.txt > twice.txt; cat panda_secrets.json >&2"
+        job = grid.job(command, inputs={"in.txt": b"ab"}, outputs=["twice.txt"], secrets=secret)
         path = local.write(json.dumps(job), "job.json")
         files = ["--queuedata", str(grid.files / "Q.json"), "--storagedata", str(grid.files / "storages.json")]
         result = local.run(path, *files)
         assert result["job_id"] == job["PandaID"]
         assert grid.stored("twice.txt").read_bytes() == b"abab"
         assert grid.stored("in.txt").read_bytes() == b"ab"
-        assert grid.stored(job["logFile"]).is_file()
+        with tarfile.open(grid.stored(job["logFile"])) as log:
+            (member,) = [name for name in log.getnames() if name.endswith("payload.stderr")]
+            assert b"*" * len("word-of-a-job-5519") in log.extractfile(member).read()  # type: ignore[union-attr]
+        assert "word-of-a-job-5519" not in json.dumps(result)
+        result = local.run(
+            local.write(json.dumps(job | {"jobPars": "-c 'cat panda_secrets.json >&2; exit 1'"}), "bad.json"),
+            *files,
+            code=1,
+        )
+        assert "exit status 1" in result["pilot_error_diag"]
+        assert "word-of-a-job-5519" not in json.dumps(result)
         result = local.run(path, code=77)
         assert result["pilot_error_code"] == 1331
         assert "in.txt" in result["pilot_error_diag"]
