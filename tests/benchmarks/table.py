@@ -17,6 +17,7 @@ class Row:
         key: of the samples. what: in words.
         limit: the target. most: True if values up to it are good, False if values from it on are.
         unit: of the values. form: how one is written.
+        judged: False if the plan does not measure what the target is for.
     """
 
     key: str
@@ -25,6 +26,7 @@ class Row:
     most: bool = True
     unit: str = ""
     form: str = ".3g"
+    judged: bool = True
 
     @property
     def target(self) -> str:
@@ -41,16 +43,25 @@ class Row:
         spread = f" ({low} to {high})" if len(values) > 1 else ""
         return f"{middle}{self.unit}{spread}"
 
-    def reached(self, values: Sequence[float]) -> bool:
+    def verdict(self, values: Sequence[float]) -> str:
         """Whether the median is at the target."""
-        return median(values) <= self.limit if self.most else median(values) >= self.limit
+        if not self.judged:
+            return "not judged"
+        if self.form == "of":
+            reached = min(values) >= self.limit
+        else:
+            reached = median(values) <= self.limit if self.most else median(values) >= self.limit
+        return "ok" if reached else "NOT REACHED"
 
     def ratio(self, mine: Sequence[float], theirs: Sequence[float]) -> str:
         """How many times better we are, by the medians."""
         if not theirs or self.form == "of":
             return ""
         better, worse = (mine, theirs) if self.most else (theirs, mine)
-        return f"{median(worse) / median(better):.2g}" if median(better) else ""
+        if not median(better):
+            return ""
+        times = median(worse) / median(better)
+        return f"{times:.0f}" if times >= 10 else f"{times:.1f}"
 
 
 def rows(plan: Plan) -> list[Row]:
@@ -59,7 +70,14 @@ def rows(plan: Plan) -> list[Row]:
         Row(key="own", what="own time of an empty job (1 input, 1 output, log)", limit=0.15, unit=" s"),
         Row(key="whole", what="whole pilot for one empty job, start to exit", limit=0.8, unit=" s"),
         Row(key="rate", what="empty jobs in one slot", limit=5, most=False, unit=" /s"),
-        Row(key="cpu", what=f"CPU while a payload sleeps {plan.sleep:g} s", limit=0.1, unit=" %", form=".3f"),
+        Row(
+            key="cpu",
+            what=f"CPU while a payload sleeps {plan.sleep:g} s",
+            limit=0.1,
+            unit=" %",
+            form=".3f",
+            judged=plan.sleep >= 60,  # in its first seconds a payload is looked at often
+        ),
         Row(key="threads", what="threads while a payload sleeps", limit=3, form="g"),
         Row(key="peak_one", what="peak memory, one empty job", limit=40, unit=" MiB", form=".1f"),
         Row(key="peak_many", what="peak memory, a slot of empty jobs", limit=40, unit=" MiB", form=".1f"),
@@ -76,9 +94,7 @@ def table(plan: Plan, mine: Samples, theirs: Samples, peer: str) -> Iterator[str
     for row in rows(plan):
         here, there = mine[row.key], theirs.get(row.key, [])
         target = "all" if row.form == "of" else row.target
-        reached = min(here) >= 1 if row.form == "of" else row.reached(here)
-        verdict = "ok" if reached else "NOT REACHED"
-        lines.append([row.what, target, row.show(here), row.show(there), row.ratio(here, there), verdict])
+        lines.append([row.what, target, row.show(here), row.show(there), row.ratio(here, there), row.verdict(here)])
     widths = [max(len(line[column]) for line in lines if line) for column in range(6)]
     for line in lines:
         cells = line or ["-" * width for width in widths]
