@@ -289,8 +289,13 @@ def test_many_processes_leave_no_descriptor_and_no_zombie(processes):
 
     asyncio.run(main())
     gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
+    before, zombies = len(os.listdir("/proc/self/fd")), zombie_children()
     asyncio.run(main())
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before
-    assert [pid for pid in children() if is_zombie(pid)] == []
+    assert zombie_children() <= zombies
+
+
+def zombie_children():
+    """Those of other tests may be there: this process adopts what their servers leave behind."""
+    return {pid for pid in children() if is_zombie(pid)}
