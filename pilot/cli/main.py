@@ -47,7 +47,7 @@ def _dispatch(words: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands; what they need beyond argparse they import when they run."""
-    from pilot.cli import demo, devserver, local, plugins, run
+    from pilot.cli import demo, devserver, local, logship, plugins, run
 
     parser = argparse.ArgumentParser(
         prog="pilot",
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pilot {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (run, local, demo, devserver, plugins):
+    for module in (run, local, demo, devserver, logship, plugins):
         module.add_parser(commands)
     return parser
 

@@ -102,11 +102,23 @@ class Record:
         )
 
 
-def make_record(origin: Mapping[str, str], *, source: str, number: int, sequence: int, phase: str, text: str) -> Record:
-    """The record of a line. One that is a JSON object keeps its keys; our own keys win over them."""
+def make_record(
+    origin: Mapping[str, str],
+    *,
+    source: str,
+    number: int,
+    sequence: int,
+    phase: str,
+    text: str,
+    severity: str = "",
+) -> Record:
+    """The record of a line. One that is a JSON object keeps its keys; our own keys win over them.
+
+    The severity is looked for in the text if it is not given.
+    """
     when = time.time()
     content = _json_object(text) if text.startswith("{") else None
-    severity = severity_of(text, content)
+    severity = severity or severity_of(text, content)
     fields: dict[str, Any] = {**(content if content is not None else {"message": text})}
     fields |= origin
     fields |= {

@@ -87,7 +87,7 @@ class LogShip:
         watching.cancel()
         await asyncio.wait({watching})
         for name, tail in self._tails.items():
-            self._ship(name, tail.finish())
+            self._ship(name, tail.finish(), last=True)
         self._tell_losses()
         for feed in self._feeds:
             feed.finish(deadline)
@@ -119,7 +119,8 @@ class LogShip:
         """Ship what is new; how many lines it was."""
         return sum(self._ship(name, tail.read()) for name, tail in self._tails.items())
 
-    def _ship(self, source: str, lines: list[Line]) -> int:
+    def _ship(self, source: str, lines: list[Line], *, last: bool = False) -> int:
+        """Ship the new lines of a source, the `last` ones perhaps; how many it was."""
         for line in lines:
             if self._rate and self._allowance < 1:
                 self.over_rate += 1
@@ -128,10 +129,16 @@ class LogShip:
                 self._put(source, line.number, line.text)
         return len(lines)
 
-    def _put(self, source: str, number: int, text: str) -> None:
+    def _put(self, source: str, number: int, text: str, severity: str = "") -> None:
         sequence = self._sequences[source] = self._sequences.get(source, 0) + 1
         record = make_record(
-            self._origin, source=source, number=number, sequence=sequence, phase=self._phase, text=text
+            self._origin,
+            source=source,
+            number=number,
+            sequence=sequence,
+            phase=self._phase,
+            text=text,
+            severity=severity,
         )
         for feed in self._feeds:
             feed.put(record, len(text) + _ENVELOPE)

@@ -15,7 +15,8 @@ _SERVER = """
 const { FluentServer } = require("@fluent-org/logger");
 class Printer extends FluentServer {
   onEntry(tag, time, record) {
-    process.stdout.write(JSON.stringify({ tag, time: (time.epoch ?? time) * 1000 + (time.nano ?? 0) / 1e6, record }) + "\\n");
+    const when = (time.epoch ?? time) * 1000 + (time.nano ?? 0) / 1e6;
+    process.stdout.write(JSON.stringify({ tag, time: when, record }) + "\\n");
   }
 }
 const server = new Printer({ listenOptions: { port: Number(process.argv[1]), host: "127.0.0.1" } });
