@@ -149,25 +149,27 @@ class JobRun:
         try:
             await self._attempt(self._work)
             if self._guard:
-                await self._guard.remove()
-            shipping = asyncio.create_task(self._finish_ship())
+                await _beside(self._guard.remove())
+            shipping = asyncio.create_task(_beside(self._finish_ship()))
             await self._attempt(self._keep_log)
             await shipping
             await self._heartbeat.settle(min(SETTLE, self.stop.deadline.remaining / 10))
         finally:
             beating.cancel()
         await self._report()
-        self._slot_stop.detach(self.stop)
         self.bench.progress.ended(self.outcome)
         await self._clean_up()
+        self._slot_stop.detach(self.stop)
         return self.outcome
 
     async def _clean_up(self) -> None:
+        """Remove the job directory, in the time that is left after a stop: a file system may hang."""
         if self._journal is not None:
             self._journal.close()
             self._journal = None
         if self.bench.settings.cleanup:
-            await in_thread(remove_tree, self.workdir)
+            removing = asyncio.create_task(_beside(in_thread(remove_tree, self.workdir)))
+            await self.stop.paced(lambda: asyncio.wait({removing}, timeout=self._report_share()))
 
     async def _work(self) -> None:
         """The phases that make a job; the first that fails ends it."""
@@ -436,9 +438,10 @@ class JobRun:
         await self.stop.paced(lambda: asyncio.wait({sending}, timeout=self._report_share()))
         try:
             await asyncio.wait_for(sending, 0)
-        except (ServerError, TimeoutError) as error:
-            reason = error.detail if isinstance(error, ServerError) else "no time left"
-            logger.error("job %d: the final report was not delivered: %s", self.job.job_id, reason)
+        except Exception as error:  # the door: whatever is wrong with one report, the slot has other jobs to report
+            bug = not isinstance(error, ServerError | TimeoutError)
+            reason = getattr(error, "detail", "") or str(error) or "no time left"
+            logger.error("job %d: the final report was not delivered: %s", self.job.job_id, reason, exc_info=bug)
             self._note("unreported", sync=True)
         else:
             self.outcome.reported = True
@@ -476,6 +479,14 @@ class JobRun:
         elif command and command != self._last_command:
             logger.warning("command of the server that this pilot does not carry out: %r", command)
         self._last_command = command
+
+
+async def _beside(work: Awaitable[None]) -> None:
+    """Do what no job fails for: a bug in it must not keep back the report."""
+    try:
+        await work
+    except Exception:
+        logger.exception("left out")
 
 
 def _refuse_own_names(job: Job) -> None:

@@ -57,10 +57,13 @@ class Tail:
         self._cutting = False
 
     def read(self) -> list[Line]:
-        """Lines that were completed since the last time, at most 1 MiB of them."""
+        """Lines that were completed since the last time, at most 1 MiB of them; none if the file cannot be read."""
         if self._fd is None and not self._open():
             return []
-        data = self._new_bytes()
+        try:
+            data = self._new_bytes()
+        except OSError:  # such as a handle that a file server does not know any more
+            data = b""
         lines = self._lines(self._mask.feed(data)) if data else []
         if len(data) < _TURN and self._was_replaced():
             lines += self._last()
@@ -101,10 +104,9 @@ class Tail:
         """True if the name belongs to another file by now, or to none."""
         assert self._fd is not None  # noqa: S101
         try:
-            there = os.stat(self.path, follow_symlinks=False)
+            return not os.path.samestat(os.stat(self.path, follow_symlinks=False), os.fstat(self._fd))
         except OSError:
             return True
-        return not os.path.samestat(there, os.fstat(self._fd))
 
     def _lines(self, data: bytes) -> list[Line]:
         *whole, rest = (self._rest + data).split(b"\n")

@@ -61,7 +61,7 @@ class Timeline:
             text = json.dumps(self._summary(tally, tally.last), indent=1)
             self._guarded(lambda: _write(self._workdir / SUMMARY, text))
         if self._table is not None:
-            self._table.close()
+            self._guarded(self._table.close)  # it may hold a line that the disk did not take
 
     def _guarded(self, write: Any) -> None:
         try:
