@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pilot.cgroup import Nest
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
@@ -29,7 +29,6 @@ from pilot.job import File, Job, Kind, Limits
 from pilot.jobreport import Reporter, Speaker
 from pilot.journal import Journal
 from pilot.logarchive import archive_folder, make_log_archive
-from pilot.logship.shipper import LogShip
 from pilot.masking import Masker
 from pilot.outcome import FileOutcome, Outcome, Progress, Stopwatch, internal_error
 from pilot.payload.command import Fetch, prepare_command
@@ -49,6 +48,9 @@ from pilot.stop import Deadline, Stop, in_thread
 from pilot.watch.guard import Guard, Post
 from pilot.watch.heartbeat import Heartbeat
 from pilot.watch.look import watch
+
+if TYPE_CHECKING:
+    from pilot.logship.shipper import LogShip
 
 logger = logging.getLogger(__name__)
 
@@ -270,6 +272,7 @@ class JobRun:
             queue_name=self._info.queue.resource,
             queue_environ=self._info.queue.environ,
             prefixes=bench.experiment.environment_prefixes,
+            names=_words(bench.settings.payload_variables),
             experiment=bench.experiment.environment(job),
         )
         self._enter("payload")

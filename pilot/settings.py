@@ -243,6 +243,8 @@ class Settings:
     realtime_rate: float = opt(0.0, "lines per second of a job that are sent, on average; 0: all", "--realtime-rate",
                                ini="Pilot.realtime_rate", queue="pilot_realtime_rate", new=True)
     rtlogging: str = opt("", "where live logs go when neither option nor queue says", ini="Pilot.rtlogging")
+    payload_variables: str = opt("", "more variables of the node that payloads get, comma list", "--payload-variables",
+                                 ini="Payload.variables", queue="pilot_payload_variables", new=True)
     redirectstdout: str = opt("", "file for the pilot's stdout", "--redirect-stdout", kind=FILE)
     pod: bool = opt(False, "the pilot runs in a Kubernetes pod", "--pod", sets=True, later="Kubernetes")
     workflow: str = opt("generic", "what kind of pilot to be", "-w --workflow", kind=_WORKFLOW, later="other workflows")

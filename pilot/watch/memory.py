@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 #: than once a minute, as Pilot 3 did (PILOT3 5.4). Near the limit every `_FIRST`.
 _FIRST, _STEADY, _LONGEST = 0.25, 4.0, 60.0
 
-#: A sample of so many CPU seconds is worth a pause of so many times as long: 0.25 % of a core.
-_PAUSE = 400
+#: A sample of so many CPU seconds is worth a pause of so many times as long: 0.05 % of a core.
+_PAUSE = 2000
 
 #: Share of the limit at which there is a line in the log.
 _WARN = 0.9
