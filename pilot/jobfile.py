@@ -159,7 +159,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     except RecursionError:
         raise JobDefinitionError(_FILE, f"{path} is nested too deeply") from None
     if not isinstance(content, dict):
-        _refuse(_FILE, "`key: value` lines, see `pilot local --example`,", content)
+        _refuse(_FILE, "`key: value` lines", content, "; see `pilot local --example`")
     return content
 
 

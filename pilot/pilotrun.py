@@ -60,6 +60,10 @@ class PilotRun:
         progress: who watches.
         console: False to log to the file only.
         argv: the command line, for the log.
+
+    Attributes:
+        outcomes: of the jobs that were run.
+        reason: why the slot ended, None if nothing was wrong.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class PilotRun:
         self._settings = settings.with_experiment(self._experiment.settings, self._experiment.name)
         self._masker = Masker()
         self.outcomes: list[Outcome] = []
+        self.reason: PilotError | None = None
 
     def run(self, tick: Tick | None = None) -> int:
         """Run jobs until the slot is over; 0, or the exit code of what ended it.
@@ -122,6 +127,7 @@ class PilotRun:
             await self._run(place, log)
         except PilotError as error:
             logger.error("%s", error)
+            self.reason = error
             exit_code = error.code.exit_code
         except Exception:  # the last door: what is wrong with us is for the log, and has an exit code too
             logger.exception("internal error")

@@ -58,6 +58,9 @@ def run(args: argparse.Namespace) -> int:
         terminal = Terminal(sys.stderr)
         pilot = PilotRun(settings, os.environ, progress=terminal, console=False)
         exit_code = pilot.run(terminal.tick)
+        if exit_code and len(pilot.outcomes) < len(ids):  # stopped, or it could not begin: the other jobs stay waiting
+            print(f"the pilot ended after {len(pilot.outcomes)} of {len(ids)} jobs: {pilot.reason}", file=sys.stderr)
+            return exit_code
         states = server.wait(ids, timeout=10)
     return _judge(pilot.outcomes, states, exit_code)
 

@@ -63,6 +63,8 @@ def _run_job(args: argparse.Namespace) -> int:
 
     if args.result and not os.access(args.result.absolute().parent, os.W_OK | os.X_OK):
         args.parser.error(f"--result: {args.result.absolute().parent} is no directory that can be written to")
+    if args.result and args.result.is_dir():
+        args.parser.error(f"--result: {args.result} is a directory")
     terminal = Terminal(sys.stderr, quiet=args.quiet)
     local = LocalRun(
         job_file=args.job,

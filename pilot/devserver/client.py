@@ -217,6 +217,7 @@ class DevServer(Client):
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            start_new_session=True,  # Ctrl-C is for the pilot beside it, which has to report yet
         )
         self.pid = self._process.pid
         try:
