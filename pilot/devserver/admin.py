@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pilot.devserver import faults, jobs
 from pilot.devserver.faults import Faults
+from pilot.devserver.logbook import LogBook
 from pilot.devserver.messages import JSON, Answer, BodyError, Request
 from pilot.devserver.record import Recorder
 from pilot.devserver.state import State
 
 PREFIX = "/devserver/"
+_PAGE = Path(__file__).with_name("page.html")
+_LONGEST_WAIT = 20.0  # s that a reader of a log waits for the next line
 
 
 class Admin:
@@ -30,6 +34,7 @@ class Admin:
         self._faults = faults
         self._recorder = recorder
         self._counters = counters
+        self._logs = LogBook()
 
     def answer(self, request: Request) -> Answer:
         """Do one call. A POST must say that it is JSON, which keeps foreign web pages in a browser out."""
@@ -39,7 +44,10 @@ class Admin:
             return _problem(415, f"Content-Type must be {JSON}")
         try:
             value = request.json(unzip=False) if request.body else None
-            return self._route(request.method, request.path.removeprefix(PREFIX).strip("/").split("/"), value)
+            parts = request.path.removeprefix(PREFIX).strip("/").split("/")
+            if parts[0] in ("", "overview", "log"):
+                return self._page(request, parts, value)
+            return self._route(request.method, parts, value)
         except (BodyError, jobs.DefinitionError, faults.FaultError) as error:
             return _problem(400, str(error))
 
@@ -60,6 +68,28 @@ class Admin:
             case _, ["jobs", *rest]:
                 return self._jobs(method, rest, value)
         return _unknown()
+
+    def _page(self, request: Request, parts: list[str], value: Any) -> Answer:
+        """The page, and what it and its senders ask for."""
+        match request.method, parts:
+            case "GET", [""]:
+                return Answer(200, content_type="text/html; charset=utf-8", file=_PAGE)
+            case "GET", ["overview"]:
+                return Answer.json(self._overview())
+            case "POST", ["log"]:
+                return Answer.json({"taken": self._logs.add(value)})
+            case "GET", ["log", *job]:
+                asked = request.parameters()
+                wait = min(_number(asked.get("wait")), _LONGEST_WAIT)
+                return Answer.json(self._logs.after("".join(job), int(_number(asked.get("after"))), wait))
+        return _unknown()
+
+    def _overview(self) -> list[dict[str, Any]]:
+        """Jobs for the page, the newest first: no definitions, which have secrets."""
+        logs = self._logs.jobs()
+        rows = [_row(job, logs.pop(str(job["id"]), {})) for job in self._state.jobs()]
+        rows += [{"id": job, "state": "", "name": "", "memory": [], **log} for job, log in logs.items()]
+        return rows[::-1]
 
     def _change_faults(self, method: str, value: Any) -> Answer:
         if method == "POST":
@@ -95,6 +125,22 @@ class Admin:
             message = self._state.set_debug(job_id, text == "debug")
             return message in ("Succeeded", "Already set accordingly"), message
         return self._state.set_command(job_id, "" if text == "NULL" else text)
+
+
+def _row(job: Mapping[str, Any], log: Mapping[str, Any]) -> dict[str, Any]:
+    updates = [(update["time"], update["fields"].get("max_rss")) for update in job["updates"]]
+    memory = [(when, _number(size)) for when, size in updates if size]
+    name = str(job["definition"].get("jobName") or job["queue"])
+    return {"phase": "", **log, "id": str(job["id"]), "state": job["state"], "name": name, "memory": memory}
+
+
+def _number(value: Any) -> float:
+    """A number that came as text, 0 if it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return 0.0
+    return number if 0 <= number < 1e15 else 0.0
 
 
 def _argument(value: Any, name: str) -> Any:
