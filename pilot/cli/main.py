@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `pilot plugins | head`
         sys.stderr.close()
         return 1
+    except OSError as error:  # a full disk, a directory that is not ours to write to
+        print(f"pilot: error: {error}", file=sys.stderr)
+        return 1
 
 
 def _dispatch(words: list[str]) -> int:

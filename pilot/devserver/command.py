@@ -40,7 +40,7 @@ def serve(args: argparse.Namespace) -> int:
             server.serve_forever()
     except _Stop:
         return 0
-    except (UsageError, DefinitionError, FaultError, OSError, sqlite3.Error) as error:
+    except (UsageError, DefinitionError, FaultError, OSError, OverflowError, sqlite3.Error) as error:
         print(f"pilot devserver: {error}", file=sys.stderr)
         return _USAGE
     return 0
