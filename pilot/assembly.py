@@ -28,7 +28,7 @@ from pilot.node import NodeFacts
 from pilot.outcome import Progress
 from pilot.pilotlog import PilotLog
 from pilot.processes import Processes
-from pilot.queuedata import QueueInfo
+from pilot.queuedata import Queue, QueueInfo, Sources
 from pilot.removal import remove_tree
 from pilot.server import Server
 from pilot.server.tls import Tls, find_tls
@@ -150,16 +150,7 @@ def make_engine(
     settings: Settings, info: QueueInfo, job: Job, place: Place, experiment: Experiment, processes: Processes
 ) -> StagingEngine:
     """What moves the files of a job."""
-    tools = ToolBox(
-        options=info.queue.options,
-        launch_dir=place.launch_dir,
-        settings={
-            "allow_http": settings.allow_http,
-            "mv_stagein": settings.mv_stagein,
-            "mv_stageout": settings.mv_stageout,
-        },
-        environ=place.environ,
-    )
+    tools = make_tools(settings, info.queue, place.launch_dir, place.environ)
     plan = Planner(
         info=info,
         tools=tools,
@@ -176,6 +167,36 @@ def make_engine(
         checksum_types=(settings.checksum_type,),
     )
     return StagingEngine(plan=plan, tools=tools, launcher=processes, limits=limits, environment=place.environ)
+
+
+def make_tools(settings: Settings, queue: Queue, launch_dir: Path, environ: Mapping[str, str]) -> ToolBox:
+    """The copy tools, with what the queue and the settings say of them."""
+    return ToolBox(
+        options=queue.options,
+        launch_dir=launch_dir,
+        settings={
+            "allow_http": settings.allow_http,
+            "mv_stagein": settings.mv_stagein,
+            "mv_stageout": settings.mv_stageout,
+        },
+        environ=environ,
+    )
+
+
+def make_sources(settings: Settings, experiment: Experiment) -> Sources:
+    """Where the queue and its storages are described."""
+    return Sources(
+        queuedata_url=settings.queuedata_url,
+        queuedata_cvmfs=settings.queuedata_cvmfs,
+        schedconf_file=settings.schedconf_file,
+        queues_cvmfs=settings.queues_cvmfs,
+        queues_url=settings.queues_url,
+        storagedata_url=settings.storagedata_url,
+        storages_cvmfs=settings.storages_cvmfs,
+        storages_url=settings.storages_url,
+        cvmfs_base=settings.cvmfs_base,
+        storages_prefer_cache=experiment.storages_prefer_cache,
+    )
 
 
 def make_logship(

@@ -174,6 +174,11 @@ class Nest:
         self._parents = self._usable(place)
         self._pilots: Path | None = None
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether there is a place where groups may be made."""
+        return bool(self._parents.folders)
+
     def make(self, name: str) -> OwnGroup | None:
         """A new group for one payload; None where there can be none, which is no reason to fail."""
         made: dict[Path, Path] = {}

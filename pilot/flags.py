@@ -85,11 +85,12 @@ def run_parser(table: Mapping[str, Option], prog: str) -> RunParser:
 
 def add_options(parser: argparse.ArgumentParser, table: Mapping[str, Option]) -> None:
     """Add a flag for each setting that has one, under the heading of its group; `dest` is the setting's name."""
-    headings = {group: parser.add_argument_group(group.value, _NOTES.get(group)) for group in Group}
+    groups = {name: Group.UNUSED if option.later else option.group for name, option in table.items() if option.flags}
+    used = set(groups.values())
+    headings = {group: parser.add_argument_group(group.value, _NOTES.get(group)) for group in Group if group in used}
     for name, option in table.items():
         if option.flags:
-            group = Group.UNUSED if option.later else option.group
-            headings[group].add_argument(*option.flags, dest=name, default=argparse.SUPPRESS, **_details(option))
+            headings[groups[name]].add_argument(*option.flags, dest=name, default=argparse.SUPPRESS, **_details(option))
     if isinstance(parser, RunParser):
         old = [flag for option in table.values() if not option.new for flag in option.flags]
         parser.clear += ["--help", *(flag for flag in old if flag.startswith("--"))]

@@ -19,6 +19,7 @@ from pilot.assembly import (
     make_bench,
     make_fetch,
     make_main_dir,
+    make_sources,
     remove_main_dir,
 )
 from pilot.batch import BatchFacts
@@ -28,7 +29,7 @@ from pilot.node import free_disk, read_node
 from pilot.outcome import Outcome, Progress
 from pilot.pilotlog import PilotLog
 from pilot.processes import Processes
-from pilot.queuedata import QueuedataLoader, QueueInfo, Sources, check_active
+from pilot.queuedata import QueuedataLoader, QueueInfo, check_active
 from pilot.server import Server
 from pilot.server.client import PandaServer
 from pilot.server.offline import NoServer
@@ -228,18 +229,7 @@ class PilotRun:
 
     async def _queuedata(self, place: Place, stop: Stop) -> QueueInfo:
         settings = self._settings
-        sources = Sources(
-            queuedata_url=settings.queuedata_url,
-            queuedata_cvmfs=settings.queuedata_cvmfs,
-            schedconf_file=settings.schedconf_file,
-            queues_cvmfs=settings.queues_cvmfs,
-            queues_url=settings.queues_url,
-            storagedata_url=settings.storagedata_url,
-            storages_cvmfs=settings.storages_cvmfs,
-            storages_url=settings.storages_url,
-            cvmfs_base=settings.cvmfs_base,
-            storages_prefer_cache=self._experiment.storages_prefer_cache,
-        )
+        sources = make_sources(settings, self._experiment)
         cache = Path(settings.cache_dir) if settings.cache_dir else place.main_dir
         return await QueuedataLoader(settings.queue, cache, self._fetch, sources).load(stop)
 

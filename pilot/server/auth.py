@@ -67,7 +67,7 @@ class TokenFile:
         Raises:
             CredentialError: the file is missing, unreadable or empty, or holds what no header may. It does not show it.
         """
-        path = self._find()
+        path = self.find()
         try:
             now = stamp(path)
             with self._lock:
@@ -77,7 +77,12 @@ class TokenFile:
         except OSError as error:
             raise CredentialError(f"token file {path}: {error.strerror or error}") from None
 
-    def _find(self) -> Path:
+    def find(self) -> Path:
+        """Where it is.
+
+        Raises:
+            CredentialError: nowhere.
+        """
         for path in self._places:
             if path.is_file():
                 return path
@@ -120,7 +125,7 @@ class Auth:
             raise CredentialError(f"origin {origin!r} may not stand in a header")
         self.origin = origin
         self.certificate = certificate if token is None else None
-        self._token = token
+        self.token = token
 
     def headers(self) -> dict[str, str]:
         """The headers that say who is calling. They hold the token: never log them.
@@ -128,16 +133,16 @@ class Auth:
         Raises:
             CredentialError: the token cannot be read.
         """
-        if self._token is None:
+        if self.token is None:
             return {}
-        headers = {"Authorization": f"Bearer {self._token.token().reveal()}"}
+        headers = {"Authorization": f"Bearer {self.token.token().reveal()}"}
         return headers | {"Origin": self.origin} if self.origin else headers
 
     @property
     def kind(self) -> str:
         """What is used, for a log line."""
-        if self._token is not None:
-            return f"token file {self._token.name}, origin {self.origin or 'none'}"
+        if self.token is not None:
+            return f"token file {self.token.name}, origin {self.origin or 'none'}"
         return f"client certificate {self.certificate}" if self.certificate else "no credential"
 
 

@@ -218,7 +218,8 @@ class Transport:
         if len(body) > BODY_LIMIT:
             raise UnavailableError(f"{self.url}: the answer is larger than {BODY_LIMIT >> 20} MB")
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip()
-        return Answer(response.status, kind, body, response.headers.get("Location", ""))
+        headers = response.headers
+        return Answer(response.status, kind, body, headers.get("Location", ""), headers.get("Date", ""))
 
 
 def _user_agent() -> str:

@@ -47,12 +47,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One HTTP answer, read to its end."""
+    """One HTTP answer, read to its end. `location` and `date` are the headers of those names."""
 
     status: int
     content_type: str
     body: bytes
     location: str = ""
+    date: str = ""
 
     @property
     def text(self) -> str:
