@@ -40,6 +40,10 @@ def _dispatch(words: list[str]) -> int:
         from pilot.cli import run
 
         return run.main(words[1:])
+    if words[:1] == ["doctor"]:  # it takes the command line of `pilot run`
+        from pilot.cli import doctor
+
+        return doctor.main(words[1:])
     parser = build_parser()
     args = parser.parse_args(words)
     if not hasattr(args, "run"):
@@ -50,7 +54,7 @@ def _dispatch(words: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands; what they need beyond argparse they import when they run."""
-    from pilot.cli import demo, devserver, local, logship, plugins, run
+    from pilot.cli import demo, devserver, doctor, local, logship, plugins, run
 
     parser = argparse.ArgumentParser(
         prog="pilot",
@@ -60,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pilot {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (run, local, demo, devserver, logship, plugins):
+    for module in (run, local, demo, devserver, logship, plugins, doctor):
         module.add_parser(commands)
     return parser
 
