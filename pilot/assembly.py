@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pilot import plugins
 from pilot.batch import BatchFacts
@@ -19,10 +19,6 @@ from pilot.experiment import Experiment
 from pilot.job import Job
 from pilot.jobreport import Speaker
 from pilot.jobrun import Bench
-from pilot.logship.choose import log_files, make_sinks, wanted
-from pilot.logship.record import Origin
-from pilot.logship.shipper import LogShip
-from pilot.logship.sink import SinkContext
 from pilot.masking import Masker
 from pilot.node import NodeFacts
 from pilot.outcome import Progress
@@ -31,13 +27,16 @@ from pilot.processes import Processes
 from pilot.queuedata import Queue, QueueInfo, Sources
 from pilot.removal import remove_tree
 from pilot.server import Server
-from pilot.server.tls import Tls, find_tls
+from pilot.server.tls import Tls
 from pilot.settings import Settings
 from pilot.staging.call import StagingLimits
 from pilot.staging.engine import StagingEngine
 from pilot.staging.plan import Planner, input_limit
 from pilot.staging.toolbox import ToolBox
 from pilot.stop import in_thread
+
+if TYPE_CHECKING:
+    from pilot.logship.shipper import LogShip
 
 logger = logging.getLogger(__name__)
 
@@ -202,47 +201,13 @@ def make_sources(settings: Settings, experiment: Experiment) -> Sources:
 def make_logship(
     settings: Settings, info: QueueInfo, job: Job, workdir: Path, place: Place, masker: Masker
 ) -> LogShip | None:
-    """What sends the job's log while it runs; None if nobody wants it, or if it cannot be: no job fails for its log."""
-    try:
-        choices = wanted(settings, info.queue)
-        if not choices:
-            return None
-        context = SinkContext(
-            log_name=settings.realtime_logname,
-            environ=place.environ,
-            secrets=job.pilot_secrets,
-            allow_http=settings.allow_http,
-            tls=find_tls(place.environ, capath=settings.capath).context,
-        )
-        sinks = make_sinks(choices, context)
-    except PilotError as error:
-        logger.warning("no live log: %s", error)
+    """What sends the job's log while it runs; None if nobody asks for it: most do not, and nothing is loaded then."""
+    if not (settings.use_realtime_logging or info.queue.catchall_value("logging")):
         return None
-    ship = LogShip(
-        make_origin(info, job, place),
-        workdir,
-        masker,
-        sinks,
-        place.main_dir / f"logship-{job.job_id}",
-        rate=settings.realtime_rate,
-    )
-    for name in log_files(settings, info.queue):
-        ship.follow(workdir / name)
-    return ship
+    from pilot.livelog import live_log
 
-
-def make_origin(info: QueueInfo, job: Job, place: Place) -> Origin:
-    """Whose log it is."""
-    batch = place.batch
-    return Origin(
-        task_id="" if job.task_id is None else str(job.task_id),
-        job_id=str(job.job_id),
-        worker_id="" if batch.worker_id is None else str(batch.worker_id),
-        harvester_id=batch.harvester_id,
-        request_id=job.request_id,
-        host=place.node.name,
-        queue=info.queue.name,
-    )
+    spool = place.main_dir / f"logship-{job.job_id}"
+    return live_log(settings, info.queue, job, workdir, spool, masker=masker, environ=place.environ, batch=place.batch)
 
 
 def remove_main_dir(place: Place, cleanup: bool) -> None:
