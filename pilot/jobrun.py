@@ -171,7 +171,11 @@ class JobRun:
             self._journal = None
         if self.bench.settings.cleanup:
             removing = asyncio.create_task(_beside(in_thread(remove_tree, self.workdir)))
-            await self.stop.paced(lambda: asyncio.wait({removing}, timeout=self._report_share()))
+            await self.stop.paced(lambda: asyncio.wait({removing}, timeout=self._removal_share()))
+
+    def _removal_share(self) -> float | None:
+        left = self._log_share()  # the farewell to the server has the rest
+        return None if math.isinf(left) else max(left, REPORT_LEAST)
 
     async def _work(self) -> None:
         """The phases that make a job; the first that fails ends it."""
@@ -342,7 +346,7 @@ class JobRun:
         self.outcome.exit_code, self.outcome.signum = ended.exit_code, ended.signum
         if self._guard:
             killed = (ended.signum == signal.SIGKILL and not ended.stopped) or ended.exit_code == 128 + signal.SIGKILL
-            await self._guard.close(ended.spent, ended.seconds, killed=killed)
+            await _beside(self._guard.close(ended.spent, ended.seconds, killed=killed))
             self.outcome.usage = self._guard.usage
 
     def _payload_share(self) -> Deadline:
