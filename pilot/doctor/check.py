@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +27,9 @@ T = TypeVar("T")
 #: Seconds that queue and storages may take to be read, and one request to the server: checks that need them have the
 #: rest of the 10 s of `examine.PATIENCE` for themselves.
 FETCH_PATIENCE = 5.0
+
+#: Where a cache is asked for and none shall be: nothing can be made below what is no directory.
+_NO_DIRECTORY = Path(os.devnull) / "none"
 
 
 class Level(StrEnum):
@@ -189,17 +192,14 @@ class Patient:
         sources = make_sources(self.settings.with_experiment(experiment.settings, experiment.name), experiment)
         fetch = make_fetch(self.tls(), self.settings.allow_http)
 
-        async def load(cache: Path) -> QueueInfo:
-            loader = QueuedataLoader(self.settings.queue, cache, fetch, sources, pause=0.1)
+        async def load() -> QueueInfo:
+            loader = QueuedataLoader(self.settings.queue, _NO_DIRECTORY, fetch, sources, pause=0.1)
             return await asyncio.wait_for(loader.load(Stop()), FETCH_PATIENCE)
 
         try:
-            with tempfile.TemporaryDirectory(prefix="pilot-doctor-") as cache:
-                return asyncio.run(load(Path(cache)))
+            return asyncio.run(load())
         except TimeoutError:
             raise PilotError(Code.QUEUEDATA, f"no answer within {FETCH_PATIENCE:.0f} s") from None
-        except OSError as error:
-            raise PilotError(Code.QUEUEDATA, f"no temporary directory: {error.strerror}") from error
 
 
 def in_threads(calls: Sequence[Callable[[], T]], seconds: float) -> list[T | None]:

@@ -125,15 +125,16 @@ def storages(patient: Patient) -> Finding | None:
 
 
 def _server_advice(error: ServerError) -> str:
-    if isinstance(error, CredentialError | AuthRefusedError):
+    is_refused = isinstance(error, CredentialError | AuthRefusedError)
+    if is_refused or " alert " in error.detail:  # how TLS tells that the server does not take our certificate
         return "renew the token or the proxy; see PANDA_AUTH_TOKEN, PANDA_AUTH_ORIGIN and X509_USER_PROXY"
     if isinstance(error, NotServedError):
         return "this is no PanDA server: correct --url and -p"
-    if "certificate" in error.detail:
+    if "is not trusted" in error.detail:
         return "install the CA of the server, or name its directory with --capath"
-    if "403" in error.detail:
+    if "HTTP 403" in error.detail:
         return "the server's firewall or rights keep us out: ask its operators"
-    return "see --url, -p and the firewall"
+    return "see --url, -p, the firewall, and whether the server wants a proxy"
 
 
 def _without(url: str, detail: str) -> str:

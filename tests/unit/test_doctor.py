@@ -279,8 +279,8 @@ def test_the_directory_of_cas_must_have_some(tmp_path, certificate):
 
 
 @contextmanager
-def serving(off: float = 0.0, status: int = 200, tls: Path | None = None) -> Iterator[str]:
-    """The URL of a server whose clock is off by some seconds."""
+def serving(off: float = 0.0, status: int = 200, tls: Path | None = None, asks: bool = False) -> Iterator[str]:
+    """The URL of a server whose clock is off by some seconds, and that may ask for a client certificate."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -308,6 +308,10 @@ def serving(off: float = 0.0, status: int = 200, tls: Path | None = None) -> Ite
         if tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(tls)
+            if asks:
+                context.load_verify_locations(tls)
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.maximum_version = ssl.TLSVersion.TLSv1_2  # 1.3 says it after the handshake, if it still can
             server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -349,6 +353,15 @@ def test_a_certificate_of_an_unknown_ca_is_a_failure_and_of_a_known_one_is_not(t
         assert "--capath" in finding.advice
         shutil.copy(certificate, tmp_path / "ca.pem")
         assert network.server(patient("--url", url, "--capath", str(tmp_path))).level is Level.OK
+
+
+def test_a_server_that_wants_a_client_certificate_says_so(tmp_path, certificate):
+    shutil.copy(certificate, tmp_path / "ca.pem")
+    with serving(tls=certificate, asks=True) as url:
+        finding = network.server(patient("--url", url, "--capath", str(tmp_path)))
+        assert (finding.level, "X509_USER_PROXY" in finding.advice) == (Level.FAILURE, True)
+        shown = patient("--url", url, "--capath", str(tmp_path), "--cacert", str(certificate))
+        assert network.server(shown).level is Level.OK
 
 
 def test_nobody_there_and_plain_http_elsewhere_are_failures():
