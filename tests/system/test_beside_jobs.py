@@ -25,7 +25,7 @@ async def nothing() -> None:
     """No live display."""
 
 
-@pytest.mark.parametrize(("owner", "name"), [(JobRun, "_finish_ship"), (Guard, "close"), (Guard, "remove")])
+@pytest.mark.parametrize(("owner", "name"), [(JobRun, "_finish_ship"), (Guard, "remove")])
 def test_a_bug_in_what_watches_or_ships_neither_fails_a_job_nor_keeps_back_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
 ) -> None:
