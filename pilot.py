@@ -12,11 +12,16 @@ COMMANDS = ("run", "local", "demo", "devserver", "plugins", "doctor", "--version
 
 
 def find_libraries() -> None:
-    """Let Python find what the archive carries, for this machine and this Python; a site's own packages come last."""
-    here = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib")
+    """Let Python find what the archive carries, for this machine and this Python; a site's own packages come later.
+
+    Last comes what `make install` has put into a checkout, if it was for this Python.
+    """
+    top = os.path.dirname(os.path.abspath(__file__))
+    here = os.path.join(top, "lib")
     compiled = os.path.join(here, platform.machine())
     own = os.path.join(compiled, "cp{}{}".format(*sys.version_info))
     sys.path[1:1] = [path for path in (here, compiled, own) if os.path.isdir(path)]
+    sys.path.append(os.path.join(top, ".venv", "lib", "python{}.{}".format(*sys.version_info), "site-packages"))
 
 
 def main() -> "int | str":  # in quotes: older Pythons read this file too
