@@ -40,9 +40,11 @@ class Feed:
         self.refused = 0
         self._queue = RecordQueue(spool, spool_limit)
         self._wake = asyncio.Event()
+        self._full = asyncio.Event()
         self._hurry = asyncio.Event()
         self._deadline = Deadline()
         self._in_trouble = False
+        self._waiting = 0
 
     @property
     def lost(self) -> int:
@@ -52,7 +54,10 @@ class Feed:
     def put(self, record: Record, size: int) -> None:
         """Take a record of `size` bytes."""
         self._queue.put(record, size)
+        self._waiting += size
         self._wake.set()
+        if self._waiting >= self.sink.max_bytes // 4:  # a look at a busy file brings so much: sent before the next
+            self._full.set()
 
     async def run(self) -> None:
         """Deliver until `finish` was called and all is sent or its deadline has passed; what is left then is lost."""
@@ -80,15 +85,19 @@ class Feed:
         """No more records come; what is there must be sent by the deadline, or is lost."""
         self._deadline = deadline
         self._hurry.set()
+        self._full.set()
         self._wake.set()
 
     async def _something_to_do(self) -> None:
+        """Wait for records, and for company of the first, or until there is a good batch."""
         self._wake.clear()
         await self._wake.wait()
         try:
-            await asyncio.wait_for(self._hurry.wait(), LINGER)
+            await asyncio.wait_for(self._full.wait(), LINGER)
         except TimeoutError:
             pass
+        self._full.clear()
+        self._waiting = 0
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the next try; a stop leaves time for one more soon."""

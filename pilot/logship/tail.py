@@ -51,6 +51,7 @@ class Tail:
         self._mask = mask
         self._start = start
         self._fd: int | None = None
+        self._inode = (0, 0)
         self._offset = 0
         self._number = 0
         self._rest = b""
@@ -58,7 +59,7 @@ class Tail:
 
     def read(self) -> list[Line]:
         """Lines that were completed since the last time, at most 1 MiB of them; none if the file cannot be read."""
-        if self._fd is None and not self._open():
+        if (self._fd is None and not self._open()) or self._is_quiet():
             return []
         try:
             data = self._new_bytes()
@@ -84,11 +85,21 @@ class Tail:
             fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return False
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             os.close(fd)
             return False
+        self._inode = status.st_dev, status.st_ino
         self._fd, self._offset, self._start = fd, self._start, 0
         return True
+
+    def _is_quiet(self) -> bool:
+        """True if nothing has happened, which one call tells; most looks end here."""
+        try:
+            there = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino, there.st_size) == (*self._inode, self._offset)
 
     def _new_bytes(self) -> bytes:
         assert self._fd is not None  # noqa: S101 - told to mypy
