@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 
-COMMANDS = ("run", "local", "demo", "devserver", "plugins", "doctor", "--version", "-h", "--help")
+COMMANDS = ("run", "local", "demo", "devserver", "plugins", "doctor", "logship", "--version", "-h", "--help")
 
 
 def find_libraries() -> None:

@@ -168,7 +168,7 @@ def test_a_process_that_keeps_forking_away_is_caught(tmp_path, processes):
 
 
 def test_cpu_time_counts_what_the_payload_left_behind(tmp_path, processes):
-    code = "import time\nwhile time.process_time() < 0.4: pass\nopen(\"done\", \"w\").close()\ntime.sleep(60)"
+    code = 'import time\nwhile time.process_time() < 0.4: pass\nopen("done", "w").close()\ntime.sleep(60)'
     done = tmp_path / "done"
 
     async def main():

@@ -439,9 +439,7 @@ def test_page_shows_no_raw_bar_in_a_cell():
 
 
 def test_settings_need_no_parser_and_no_ini_reader_before_they_are_used():
-    code = (
-        "import sys, pilot.settings; print({'argparse', 'configparser', 'difflib'} & set(sys.modules))"
-    )
+    code = "import sys, pilot.settings; print({'argparse', 'configparser', 'difflib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert done.stdout == "set()\n"
