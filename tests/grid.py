@@ -20,10 +20,14 @@ import tarfile
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
+
+import pytest
 
 from pilot.devserver.client import DevServer
 from pilot.queuedata import hash_path
@@ -259,6 +263,65 @@ class Grid:
     def main_dirs(self) -> list[Path]:
         """Main directories of pilots that are there."""
         return sorted(self.work.iterdir())
+
+
+class Scenarios:
+    """Scenarios of a test module that mostly wait: they run side by side, and each is a test of its own.
+
+    scenario = Scenarios()
+
+    @scenario
+    def a_pilot_ends(top: Path) -> None: ...
+
+    running = scenario.fixture()
+    test_scenario = scenario.test()
+    """
+
+    def __init__(self, workers: int = 5) -> None:
+        self._workers = workers
+        self._functions: dict[str, Callable[[Path], None]] = {}
+
+    def __call__(self, function: Callable[[Path], None]) -> Callable[[Path], None]:
+        """Add a scenario: it gets a directory of its own."""
+        self._functions[function.__name__] = function
+        return function
+
+    def for_each(self, **cases: tuple[Any, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        """Add a scenario for each case: its name, and what it gets after its directory."""
+
+        def add(function: Callable[..., None]) -> Callable[..., None]:
+            for name, values in cases.items():
+                self._functions[f"{function.__name__}-{name}"] = partial(_with, function, values)
+            return function
+
+        return add
+
+    def fixture(self) -> Any:
+        """The fixture that runs those that were selected."""
+
+        @pytest.fixture(scope="module")
+        def running(
+            request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+        ) -> Iterator[dict[str, Future[None]]]:
+            items = [item for item in request.session.items if item.path == request.path]
+            names = [item.callspec.params["scenario"] for item in items if "running" in item.fixturenames]  # type: ignore[attr-defined]
+            with ThreadPoolExecutor(self._workers) as pool:
+                yield {name: pool.submit(self._functions[name], tmp_path_factory.mktemp("scenario")) for name in names}
+
+        return running
+
+    def test(self) -> Any:
+        """The test, once for each."""
+
+        @pytest.mark.parametrize("scenario", list(self._functions))
+        def test_scenario(running: dict[str, Future[None]], scenario: str) -> None:
+            running[scenario].result()
+
+        return test_scenario
+
+
+def _with(function: Callable[..., None], values: tuple[Any, ...], top: Path) -> None:
+    function(top, *values)
 
 
 class Job:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.grid import Grid, Job, processes_with, until
+from tests.grid import Grid, Job, Scenarios, processes_with, until
 
 PILOT = (sys.executable, "-m", "pilot.cli.main", "run")
 #: Root without the capabilities that let it pass by file modes: like any user.
@@ -138,81 +138,81 @@ def test_one_output_that_fails_does_not_keep_back_the_others(grid: Grid) -> None
 
 # --- copy tools
 
+scenario = Scenarios()
 
-@pytest.mark.parametrize(
-    ("fault", "where", "code", "words"),
-    [
-        ("bug", "get", 1099, "KeyError"),
-        ("bug", "put", 1137, "KeyError"),
-        ("exit", "get", 1099, "SystemExit"),
-        ("garbage", "put", 1137, "has 8 bytes, not 1"),
-    ],
+
+@scenario.for_each(
+    bug_in=("bug", "get", 1099, "KeyError"),
+    bug_out=("bug", "put", 1137, "KeyError"),
+    exit=("exit", "get", 1099, "SystemExit"),
+    garbage=("garbage", "put", 1137, "has 8 bytes, not 1"),
 )
-def test_a_tool_that_misbehaves_fails_its_job_and_no_other(
-    grid: Grid, fault: str, where: str, code: int, words: str
-) -> None:
-    queue = f"TOOL-{fault}-{where}"
-    grid.gated_queue(queue, is_open=True, fault=fault, where=where)
-    lfn = f"{queue}.in"
-    (job_id,) = grid.submit(
-        grid.job(f"cp {lfn} {lfn}.out", inputs={lfn: b"x"}, outputs=[f"{lfn}.out"], queue=queue),
-    )
-    pilot = grid.pilot(queue=queue)
-    assert pilot.wait() == 0, pilot.text
-    job = grid.job_of(job_id)
-    assert job.reported_once()
-    assert (job.state, job.code) == ("failed", code), job.diag
-    assert words in job.diag, job.diag
-
-
-def test_a_storage_that_is_busy_is_asked_again(grid: Grid) -> None:
-    grid.gated_queue("FLAKY", is_open=True, fault="flaky", where="get")
-    (job,) = run(grid, "FLAKY", grid.job("cat in.flaky", inputs={"in.flaky": b"x"}, queue="FLAKY"))
-    assert job.state == "finished"
-
-
-def test_a_storage_that_stays_busy_is_told_after_its_tries(grid: Grid) -> None:
-    grid.gated_queue("BUSY", is_open=True, fault="retry", where="get")
-    (job,) = run(grid, "BUSY", grid.job("cat in.busy", inputs={"in.busy": b"x"}, queue="BUSY"))
-    assert (job.state, job.code) == ("failed", 1324)
-    assert "busy" in job.diag
-
-
-@pytest.mark.parametrize("where", ["get", "put"])
-def test_a_tool_that_hangs_and_does_not_listen_does_not_hold_up_a_stop(grid: Grid, where: str) -> None:
-    queue = f"HANG-{where}"
-    gate = grid.gated_queue(queue, is_open=True, fault="hang", where=where)
-    lfn = f"{queue}.in"
-    (job_id,) = grid.submit(
-        grid.job(f"cp {lfn} {lfn}.out", inputs={lfn: b"x"}, outputs=[f"{lfn}.out"], queue=queue),
-    )
-    pilot = grid.pilot("--grace", "5", queue=queue)
-    until(lambda: list(gate.glob(f"{where}-*")))
-    sent = pilot.signal(signal.SIGTERM)
-    assert pilot.wait() == 143
-    assert time.monotonic() - sent < 5
-    job = grid.job_of(job_id)
-    assert (job.finals, job.code) == (["failed"], 1201)
-    assert grid.main_dirs() == []
-
-
-def test_a_queue_without_a_tool_or_a_storage_says_so_in_the_job(grid: Grid) -> None:
-    cases = [
-        ({"copytools": {}, "acopytools": {}}, "copytool"),
-        ({"copytools": {"no-such-tool": {}}, "acopytools": {"read_lan": ["no-such-tool"]}}, "no-such-tool"),
-        ({"astorages": {}}, "storage"),
-    ]
-    for number, (fields, words) in enumerate(cases):
-        queue = grid.queue(f"BARE{number}", **fields)
-        lfn = f"bare{number}.in"
-        job_id, plain = grid.submit(
-            grid.job("echo x > bare.out", inputs={lfn: b"x"}, queue=queue, ddmEndPointIn="", log=None),
-            grid.job(queue=queue, log=None),
-        )
-        pilot = grid.pilot(queue=queue)
+def a_tool_that_misbehaves_fails_its_job(top: Path, fault: str, where: str, code: int, words: str) -> None:
+    with Grid(top) as grid:
+        grid.gated_queue("T", is_open=True, fault=fault, where=where)
+        definition = grid.job("cp in.t out.t", inputs={"in.t": b"x"}, outputs=["out.t"], queue="T")
+        (job_id,) = grid.submit(definition)
+        pilot = grid.pilot(queue="T")
         assert pilot.wait() == 0, pilot.text
         job = grid.job_of(job_id)
-        assert job.finals == ["failed"], (fields, job.states)
-        assert words in job.diag.lower(), (fields, job.diag)
+        assert job.reported_once()
+        assert (job.state, job.code) == ("failed", code), job.diag
+        assert words in job.diag, job.diag
+
+
+@scenario
+def a_storage_that_is_busy_is_asked_again(top: Path) -> None:
+    with Grid(top) as grid:
+        grid.gated_queue("FLAKY", is_open=True, fault="flaky", where="get")
+        (job,) = run(grid, "FLAKY", grid.job("cat in.flaky", inputs={"in.flaky": b"x"}, queue="FLAKY"))
+        assert job.state == "finished"
+
+
+@scenario
+def a_storage_that_stays_busy_is_told_after_its_tries(top: Path) -> None:
+    with Grid(top) as grid:
+        grid.gated_queue("BUSY", is_open=True, fault="retry", where="get")
+        (job,) = run(grid, "BUSY", grid.job("cat in.busy", inputs={"in.busy": b"x"}, queue="BUSY"))
+        assert (job.state, job.code) == ("failed", 1324)
+        assert "busy" in job.diag
+
+
+@scenario.for_each(get=("get",), put=("put",))
+def a_tool_that_hangs_and_does_not_listen_does_not_hold_up_a_stop(top: Path, where: str) -> None:
+    with Grid(top) as grid:
+        gate = grid.gated_queue("HANG", is_open=True, fault="hang", where=where)
+        definition = grid.job("cp in.t out.t", inputs={"in.t": b"x"}, outputs=["out.t"], queue="HANG")
+        (job_id,) = grid.submit(definition)
+        pilot = grid.pilot("--grace", "5", queue="HANG")
+        until(lambda: list(gate.glob(f"{where}-*")))
+        sent = pilot.signal(signal.SIGTERM)
+        assert pilot.wait() == 143
+        assert time.monotonic() - sent < 5
+        job = grid.job_of(job_id)
+        assert (job.finals, job.code) == (["failed"], 1201)
+        assert grid.main_dirs() == []
+
+
+@scenario.for_each(
+    tool=({"copytools": {}, "acopytools": {}}, "copytool"),
+    known=({"copytools": {"no-such-tool": {}}, "acopytools": {"read_lan": ["no-such-tool"]}}, "no-such-tool"),
+    storage=({"astorages": {}}, "storage"),
+)
+def a_queue_without_a_tool_or_a_storage_says_so_in_the_job(top: Path, fields: dict[str, Any], words: str) -> None:
+    with Grid(top) as grid:
+        grid.queue("BARE", **fields)
+        job_id, plain = grid.submit(
+            grid.job("echo x > bare.out", inputs={"bare.in": b"x"}, queue="BARE", ddmEndPointIn="", log=None),
+            grid.job(queue="BARE", log=None),
+        )
+        pilot = grid.pilot(queue="BARE")
+        assert pilot.wait() == 0, pilot.text
+        job = grid.job_of(job_id)
+        assert job.finals == ["failed"], job.states
+        assert words in job.diag.lower(), job.diag
         assert "Traceback" not in pilot.text
         assert grid.job_of(plain).finals == ["finished"]
+
+
+running = scenario.fixture()
+test_scenario = scenario.test()

@@ -101,15 +101,24 @@ def test_a_job_without_a_usable_id_is_passed_over(grid: Grid) -> None:
 
 
 class Zoo:
-    """Payloads that one pilot runs one after the other."""
+    """Payloads that a few pilots run one after the other."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.ids: dict[str, int] = {}
-        self.queue = grid.queue("ZOO")
+        self.queues = [grid.queue(f"ZOO{number}") for number in range(3)]
 
     def add(self, name: str, command: str, **fields: Any) -> None:
-        (self.ids[name],) = self.grid.submit(self.grid.job(command, queue=self.queue, **fields))
+        """Give a payload to one of the pilots."""
+        queue = self.queues[len(self.ids) % len(self.queues)]
+        (self.ids[name],) = self.grid.submit(self.grid.job(command, queue=queue, **fields))
+
+    def run(self) -> None:
+        """Start the pilots and wait for their end."""
+        pilots = [self.grid.pilot(queue=queue) for queue in self.queues]
+        for pilot in pilots:
+            assert pilot.wait(100) == 0, pilot.text[-5000:]
+            assert "Traceback" not in pilot.text
 
     def __getitem__(self, name: str) -> Job:
         return self.grid.job_of(self.ids[name])
@@ -173,9 +182,7 @@ def zoo(grid: Grid) -> Zoo:
     zoo.add("files that are not UTF-8", r"touch $'\xff\xfe' $'a\nb'; mkdir -p $'d\x80/e'; exit 2")
     zoo.add("deep directories", "for n in $(seq 300); do mkdir d; cd d; done; exit 2")
     zoo.add("the last one", "exit 0")
-    pilot = grid.pilot(queue=zoo.queue)
-    assert pilot.wait(100) == 0, pilot.text[-5000:]
-    assert "Traceback" not in pilot.text
+    zoo.run()
     return zoo
 
 

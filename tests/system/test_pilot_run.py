@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.grid import ROOT, Grid, Job, Pilot, until
+from tests.grid import ROOT, Grid, Job, Pilot, Scenarios, until
 
 PILOT_PY = (sys.executable, str(ROOT / "pilot.py"))
 
@@ -377,21 +377,23 @@ def test_a_failed_job_is_reported_with_its_cause_and_its_true_exit_status(grid: 
     assert (signalled.code, signalled.fields["trans_exit_code"]) == (1328, 139)
 
 
-def test_heartbeats_tell_what_the_payload_uses_while_it_runs(grid: Grid) -> None:
-    queue = grid.queue("BEATS")
-    (job_id,) = grid.submit(grid.job("sleep 3", queue=queue))
-    (job,) = finish(grid, grid.pilot("--heartbeat", "1", queue=queue), job_id)
-    running = [update for update in job.known["updates"] if update["state"] == "running"]
-    assert len(running) in (3, 4)
-    assert running[-1]["fields"]["max_rss"] > 0
-    assert job.reported_once()
+scenario = Scenarios()
 
 
-@pytest.mark.parametrize("api", ["v1", "legacy"])
-def test_a_job_that_the_server_kills_ends_at_once_in_every_phase_and_the_next_one_runs(
-    tmp_path: Path, api: str
-) -> None:
-    with Grid(tmp_path, api=api) as grid:
+@scenario
+def heartbeats_tell_what_the_payload_uses_while_it_runs(top: Path) -> None:
+    with Grid(top) as grid:
+        (job_id,) = grid.submit(grid.job("sleep 3"))
+        (job,) = finish(grid, grid.pilot("--heartbeat", "1"), job_id)
+        running = [update for update in job.known["updates"] if update["state"] == "running"]
+        assert len(running) in (3, 4)
+        assert running[-1]["fields"]["max_rss"] > 0
+        assert job.reported_once()
+
+
+@scenario.for_each(v1=("v1",), legacy=("legacy",))
+def a_job_that_the_server_kills_ends_at_once_in_every_phase_and_the_next_one_runs(top: Path, api: str) -> None:
+    with Grid(top, api=api) as grid:
         gate = grid.gated_queue("GATED")
         pilot = None
         for phase, mark in (("stage-in", "get-1.txt"), ("payload", "payload"), ("stage-out", "put-out.dat")):
@@ -414,3 +416,7 @@ def test_a_job_that_the_server_kills_ends_at_once_in_every_phase_and_the_next_on
         until(lambda: grid.job_of(last).state == "finished")
         pilot.signal()
         assert pilot.wait() == 143
+
+
+running = scenario.fixture()
+test_scenario = scenario.test()

@@ -15,7 +15,7 @@ import pytest
 
 from pilot import journal
 from pilot.processes import children, is_zombie
-from tests.grid import Grid, Pilot, kill_all, processes_with, until
+from tests.grid import Grid, Pilot, Scenarios, kill_all, processes_with, until
 
 #: Seconds that a loaded machine may take longer.
 SLACK = 3.0
@@ -27,7 +27,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
         yield grid
 
 
-def assert_gone(grid: Grid, job_id: int) -> None:
+def assert_gone(job_id: int) -> None:
     """Nothing of a job's payload lives."""
     assert processes_with(f"PandaID={job_id}") == []
 
@@ -36,7 +36,7 @@ def assert_gone(grid: Grid, job_id: int) -> None:
 
 MOMENTS = 30
 #: A payload with a child and a grandchild, and what its files need.
-COMMAND = "(sleep 600 & echo $!; wait) & sleep 0.3; cp {lfn} {lfn}.out; kill $(jobs -p)"
+COMMAND = "(sleep 600 & echo $!; wait) & sleep 0.2; cp {lfn} {lfn}.out; kill $(jobs -p)"
 
 
 class Life:
@@ -45,7 +45,7 @@ class Life:
     def __init__(self, grid: Grid, number: int) -> None:
         self.grid = grid
         self.queue = f"LIFE{number}"
-        grid.gated_queue(self.queue, is_open=True, seconds=0.15)
+        grid.gated_queue(self.queue, is_open=True, seconds=0.08)
         lfns = [f"life{number}.{part}" for part in "ab"]
         jobs = (
             grid.job(COMMAND.format(lfn=lfn), inputs={lfn: b"x" * 1000}, outputs=[f"{lfn}.out"], queue=self.queue)
@@ -78,20 +78,20 @@ class Life:
             assert job.reported_once(), (job.state, job.states, pilot.text)
             assert job.code == (0 if job.finals == ["finished"] else 1201), (job.diag, pilot.text)
             assert job.log()["journal.jsonl"], pilot.text
-            assert_gone(self.grid, job.id)
+            assert_gone(job.id)
         assert list(self.work.iterdir()) == []
 
 
 def test_at_any_moment_of_its_life_a_stop_leaves_exactly_one_final_report_and_nothing_else(grid: Grid) -> None:
-    grid.server.fault("acquire_jobs:delay=0.1:0")
-    grid.server.fault("update_job@finished:delay=0.1:0")
+    grid.server.fault("acquire_jobs:delay=0.08:0")
+    grid.server.fault("update_job@finished:delay=0.08:0")
     whole = Life(grid, MOMENTS)
     whole.check(whole.run())
     assert [grid.job_of(job_id).state for job_id in whole.ids] == ["finished"] * 2
     dice = random.Random(20261122)
     moments = [dice.uniform(0, whole.seconds) for _ in range(MOMENTS)]
     lives = [Life(grid, number) for number in range(MOMENTS)]
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(6) as pool:
         pilots = list(pool.map(lambda pair: pair[0].run(pair[1]), zip(lives, moments, strict=True)))
     grid.server.clear_faults()
     for life, pilot in zip(lives, pilots, strict=True):
@@ -115,45 +115,7 @@ def test_a_stop_before_the_pilot_can_listen_leaves_nothing(grid: Grid) -> None:
     assert not work.exists() or list(work.iterdir()) == []
 
 
-# --- payloads that do not obey
-
-
-def stubborn(pid_file: Path) -> str:
-    """A payload that ignores TERM, with a child that does, too."""
-    return f"trap '' TERM; echo $$ > {pid_file}; while :; do sleep 600; done"
-
-
-def test_a_payload_that_ignores_sigterm_is_killed_within_the_grace_and_its_log_is_kept(grid: Grid) -> None:
-    queue = grid.queue("STUBBORN")
-    started = grid.top / "stubborn.pid"
-    (job_id,) = grid.submit(grid.job(stubborn(started), queue=queue))
-    pilot = grid.pilot("--grace", "6", queue=queue)
-    until(started.exists)
-    sent = pilot.signal()
-    assert pilot.wait() == 143
-    assert time.monotonic() - sent < 6
-    job = grid.job_of(job_id)
-    assert (job.finals, job.code, job.reported_once()) == (["failed"], 1201, True)
-    assert job.fields["trans_exit_code"] == 137
-    assert "payload.stdout" in job.log()
-    assert_gone(grid, job_id)
-
-
-@pytest.mark.parametrize(("signals", "seconds"), [(2, 5.0), (3, 2.0)])
-def test_further_signals_shorten_the_time_that_is_left(grid: Grid, signals: int, seconds: float) -> None:
-    queue = grid.queue(f"IMPATIENT{signals}")
-    started = grid.top / f"impatient{signals}.pid"
-    (job_id,) = grid.submit(grid.job(stubborn(started), queue=queue))
-    pilot = grid.pilot("--grace", "60", queue=queue)
-    until(started.exists)
-    for number in range(signals):
-        sent = pilot.signal()
-        until(lambda number=number: pilot.text.count("received SIGTERM") > number)
-    assert pilot.wait() == 143
-    assert time.monotonic() - sent < seconds + 1
-    job = grid.job_of(job_id)
-    assert (job.finals, job.code) == (["failed"], 1201)
-    assert_gone(grid, job_id)
+# --- who gets the signal
 
 
 def test_nothing_but_the_payload_is_signalled(grid: Grid) -> None:
@@ -173,9 +135,6 @@ def test_nothing_but_the_payload_is_signalled(grid: Grid) -> None:
         decoy.wait()
 
 
-# --- who else gets the signal
-
-
 @pytest.mark.parametrize("trap", ["", "trap 'exit 3' TERM; "], ids=["dies of it", "exits by itself"])
 @pytest.mark.parametrize("first", ["pilot", "payload"])
 def test_a_signal_to_everybody_as_slurm_sends_it_is_not_the_payloads_fault(grid: Grid, first: str, trap: str) -> None:
@@ -192,7 +151,7 @@ def test_a_signal_to_everybody_as_slurm_sends_it_is_not_the_payloads_fault(grid:
     assert pilot.wait() == 143
     job = grid.job_of(job_id)
     assert (job.finals, job.code) == (["failed"], 1201), pilot.text
-    assert_gone(grid, job_id)
+    assert_gone(job_id)
 
 
 def test_ctrl_c_goes_to_the_group_and_the_payload_is_in_none_of_ours(grid: Grid) -> None:
@@ -204,14 +163,17 @@ def test_ctrl_c_goes_to_the_group_and_the_payload_is_in_none_of_ours(grid: Grid)
     os.killpg(pilot.pid, signal.SIGINT)
     assert pilot.wait() == 130
     assert grid.job_of(job_id).code == 1208
-    assert_gone(grid, job_id)
+    assert_gone(job_id)
 
 
-# --- servers that hang
+# --- servers that hang, and payloads that do not obey
+
+scenario = Scenarios()
 
 
-def test_a_stop_does_not_wait_for_a_server_that_hangs(tmp_path: Path) -> None:
-    with Grid(tmp_path, faults=["*:delay=60:0"]) as grid:
+@scenario
+def a_stop_does_not_wait_for_a_server_that_hangs(top: Path) -> None:
+    with Grid(top, faults=["*:delay=60:0"]) as grid:
         local = ["--queuedata-url", str(grid.files / "Q.json"), "--storagedata-url", str(grid.files / "storages.json")]
         env = {"HARVESTER_ID": "h", "HARVESTER_WORKER_ID": "1"}
         quick = grid.pilot(*local, "--grace", "3", env=env)
@@ -224,8 +186,9 @@ def test_a_stop_does_not_wait_for_a_server_that_hangs(tmp_path: Path) -> None:
             assert time.monotonic() - sent < 3 + SLACK
 
 
-def test_a_job_that_is_handed_out_while_the_pilot_is_told_to_stop_is_reported(tmp_path: Path) -> None:
-    with Grid(tmp_path, faults=["acquire_jobs:delay=1:1:after"]) as grid:
+@scenario
+def a_job_that_is_handed_out_while_the_pilot_is_told_to_stop_is_reported(top: Path) -> None:
+    with Grid(top, faults=["acquire_jobs:delay=1:1:after"]) as grid:
         (job_id,) = grid.submit(grid.job())
         pilot = grid.pilot()
         until(lambda: grid.job_of(job_id).state == "sent")
@@ -236,8 +199,9 @@ def test_a_job_that_is_handed_out_while_the_pilot_is_told_to_stop_is_reported(tm
         assert job.log()["pilotlog.txt"]
 
 
-def test_a_stop_while_the_final_report_cannot_be_delivered_ends_within_the_grace(tmp_path: Path) -> None:
-    with Grid(tmp_path, faults=["update_job@finished:503:0"]) as grid:
+@scenario
+def a_stop_while_the_final_report_cannot_be_delivered_ends_within_the_grace(top: Path) -> None:
+    with Grid(top, faults=["update_job@finished:503:0"]) as grid:
         (job_id,) = grid.submit(grid.job())
         pilot = grid.pilot("--grace", "2")
         pilot.says("503")
@@ -245,6 +209,49 @@ def test_a_stop_while_the_final_report_cannot_be_delivered_ends_within_the_grace
         assert pilot.wait() == 143
         assert time.monotonic() - sent < 2 + SLACK
         assert f"job {job_id}: the final report was not delivered" in pilot.text
+
+
+def stubborn(pid_file: Path) -> str:
+    """A payload that ignores TERM, with a child that does, too."""
+    return f"trap '' TERM; echo $$ > {pid_file}; while :; do sleep 600; done"
+
+
+@scenario
+def a_payload_that_ignores_sigterm_is_killed_within_the_grace_and_its_log_is_kept(top: Path) -> None:
+    with Grid(top) as grid:
+        started = top / "stubborn.pid"
+        (job_id,) = grid.submit(grid.job(stubborn(started)))
+        pilot = grid.pilot("--grace", "6")
+        until(started.exists)
+        sent = pilot.signal()
+        assert pilot.wait() == 143
+        assert time.monotonic() - sent < 6
+        job = grid.job_of(job_id)
+        assert (job.finals, job.code, job.reported_once()) == (["failed"], 1201, True)
+        assert job.fields["trans_exit_code"] == 137
+        assert "payload.stdout" in job.log()
+        assert_gone(job_id)
+
+
+@scenario.for_each(two=(2, 5.0), three=(3, 2.0))
+def further_signals_shorten_the_time_that_is_left(top: Path, signals: int, seconds: float) -> None:
+    with Grid(top) as grid:
+        started = top / "impatient.pid"
+        (job_id,) = grid.submit(grid.job(stubborn(started)))
+        pilot = grid.pilot("--grace", "60")
+        until(started.exists)
+        for number in range(signals):
+            sent = pilot.signal()
+            until(lambda number=number: pilot.text.count("received SIGTERM") > number)
+        assert pilot.wait() == 143
+        assert time.monotonic() - sent < seconds + 1
+        job = grid.job_of(job_id)
+        assert (job.finals, job.code) == (["failed"], 1201)
+        assert_gone(job_id)
+
+
+running = scenario.fixture()
+test_scenario = scenario.test()
 
 
 # --- SIGKILL
@@ -286,4 +293,4 @@ def test_while_a_payload_runs_the_pilot_has_no_zombies(grid: Grid) -> None:
     until(lambda: len(children(pilot.pid)) == 1, why="only the payload's first process is a child")
     pilot.signal()
     assert pilot.wait() == 143
-    assert_gone(grid, job_id)
+    assert_gone(job_id)
