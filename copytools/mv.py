@@ -51,6 +51,9 @@ class Mv(CopyTool):
     nothing is said, as Pilot 3 does. An input is linked by a symbolic link, an output by a hard link, since its
     directory goes away. Where that is not possible (another file system), it becomes a copy; and so it does for a
     symbolic link, since what it points to may be somebody else's.
+
+    A different file at the destination is in the way (1221), unless `mv_replace` is set, as `pilot local` does: whoever
+    runs a job file again wants the new results.
     """
 
     name = "mv"
@@ -62,6 +65,7 @@ class Mv(CopyTool):
         self._in = _mode(context.settings, "mv_stagein", "link")
         self._out = _mode(context.settings, "mv_stageout", "move")
         self._sync = bool(context.settings.get("mv_fsync", False))
+        self._replaces = bool(context.settings.get("mv_replace", False))
 
     def fills_disk(self) -> bool:
         """False if inputs are linked."""
@@ -90,7 +94,7 @@ class Mv(CopyTool):
             try:
                 checksums = self._deliver(source, target, transfer, handle)
             except FileExistsError:
-                checksums = _same_content(source, target, transfer, handle)
+                checksums = self._settle(source, target, transfer, handle)
             if self._out == "move" and not _is_same_path(source, target):
                 _remove_moved(source)
             if line:
@@ -142,6 +146,18 @@ class Mv(CopyTool):
         with _partial(target) as partial:
             checksums = self._copy(source, partial, transfer, Direction.OUT, handle)
             _give_name(partial, target, keep=False)
+        return checksums
+
+    def _settle(self, source: Path, target: Path, transfer: Transfer, handle: Handle) -> Mapping[str, str]:
+        """What is there already will do if it is the same; else it is in the way, or is replaced if that is wanted."""
+        try:
+            return _same_content(source, target, transfer, handle)
+        except TransferError:
+            if not self._replaces:
+                raise
+        with _partial(target) as partial:
+            checksums = self._copy(source, partial, transfer, Direction.OUT, handle)
+            partial.replace(target)
         return checksums
 
     def _copy(

@@ -177,6 +177,7 @@ def make_tools(settings: Settings, queue: Queue, launch_dir: Path, environ: Mapp
             "allow_http": settings.allow_http,
             "mv_stagein": settings.mv_stagein,
             "mv_stageout": settings.mv_stageout,
+            "mv_replace": settings.mv_replace,
         },
         environ=environ,
     )

@@ -140,7 +140,7 @@ def parse_job(
 def _plain(fields: Fields) -> dict[str, Any]:
     """What is taken as it stands."""
     texts = {name: fields.text(wire) for name, wire in _TEXTS.items()}
-    numbers = {name: fields.number(wire) or 0 for name, wire in _NUMBERS.items()}
+    numbers = {name: fields.limit(wire) for name, wire in _NUMBERS.items()}
     flags = {name: fields.flag(wire) for name, wire in _FLAGS.items()}
     return texts | numbers | flags
 
@@ -173,7 +173,7 @@ def _cores(fields: Fields, environ: Mapping[str, str]) -> int:
     site = environ.get("ATHENA_PROC_NUMBER", "").strip()
     if site.isascii() and site.isdigit() and 0 < len(site) < 6 and int(site):
         return int(site)
-    return fields.number("coreCount") or 1
+    return fields.limit("coreCount") or 1
 
 
 def with_image_base(image: str, base: str) -> str:

@@ -205,6 +205,11 @@ class Fields:
         """A whole number, None for `NULL`, `None` and a field that is not there."""
         return whole_number(name, self.raw.get(name))
 
+    def limit(self, name: str) -> int:
+        """A whole number, 0 for a limit that is not set: not there, or -1 as databases say it."""
+        value = self.raw.get(name)
+        return 0 if _to_int(value) == -1 else self.number(name) or 0
+
     def flag(self, name: str, default: bool = False) -> bool:
         """Yes or no: a JSON bool, `True`/`False`, `yes`/`no`, `1`/`0`; `default` if it is not said."""
         value = self.raw.get(name)

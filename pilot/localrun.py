@@ -109,6 +109,7 @@ class LocalRun:
             grace=self.grace,
             mv_stagein="copy",
             mv_stageout="copy",
+            mv_replace=True,
             free_space_limit_running=0,
             looping_limit=0,  # who runs a job by hand sees that it does nothing
             cleanup=False,  # the main directory goes as a whole, or is kept

@@ -25,8 +25,8 @@ from pilot.assembly import (
 from pilot.batch import BatchFacts
 from pilot.errors import Code, PilotError, ServerError
 from pilot.masking import Masker
-from pilot.node import free_disk, read_node
-from pilot.outcome import Outcome, Progress
+from pilot.node import read_node
+from pilot.outcome import Progress
 from pilot.pilotlog import PilotLog
 from pilot.processes import Processes
 from pilot.queuedata import QueuedataLoader, QueueInfo, check_active
@@ -63,7 +63,6 @@ class PilotRun:
         argv: the command line, for the log.
 
     Attributes:
-        outcomes: of the jobs that were run.
         reason: why the slot ended, None if nothing was wrong.
     """
 
@@ -84,7 +83,6 @@ class PilotRun:
         self._experiment = find_experiment(settings.pilot_user)
         self._settings = settings.with_experiment(self._experiment.settings, self._experiment.name)
         self._masker = Masker()
-        self.outcomes: list[Outcome] = []
         self.reason: PilotError | None = None
 
     def run(self, tick: Tick | None = None) -> int:
@@ -168,7 +166,6 @@ class PilotRun:
             )
             log.end_header()
             slot = Slot(bench, self._seat(info, place), stop, self._started)
-            self.outcomes = slot.outcomes
             try:
                 await slot.run()
             finally:
@@ -239,14 +236,12 @@ class PilotRun:
 
     def _seat(self, info: QueueInfo, place: Place) -> Seat:
         settings, node, batch = self._settings, place.node, place.batch
-        free = free_disk(place.main_dir)
         request = JobRequest(
             queue=info.queue.resource,
             computing_element=settings.queue,
             label=job_label(settings, info),
             node=node.name,
             memory=node.memory,
-            disk=min(free, info.queue.maxwdir) if info.queue.maxwdir else free,
             cpu_speed=node.cpu_mhz or None,
             working_group=settings.working_group,
             country_group=settings.country_group,

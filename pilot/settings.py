@@ -128,6 +128,8 @@ class Settings:
                           kind=one_of("link", "copy", "move"), queue="pilot_mv_stagein", group=_WHERE, new=True)
     mv_stageout: str = opt("move", "how the mv tool takes an output out", "--mv-stageout", ini="Pilot.mv_stageout",
                            kind=one_of("move", "copy", "link"), queue="pilot_mv_stageout", group=_WHERE, new=True)
+    mv_replace: bool = opt(False, "mv replaces files at the destination; pilot local does", ini="Pilot.mv_replace",
+                           group=_WHERE, new=True)
 
     lifetime: int = opt(324_000, "how long the pilot may live", "-l --lifetime", "PANDAPILOT_LIFETIME",
                         kind=WHOLE_SECONDS, group=_LIMITS)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
@@ -55,7 +55,8 @@ class Slot:
         self._started = started
         self._end = Deadline(self._lifetime() - (time.monotonic() - started))
         self._silence: ServerError | None = None
-        self.outcomes: list[Outcome] = []
+        self._done = 0
+        self._lost: list[int] = []
 
     async def run(self) -> None:
         """Run jobs until there is a reason to end; the reason is in the log.
@@ -71,16 +72,16 @@ class Slot:
                 break
             await self._run(raw, time.monotonic() - asked)
         self._stop.check()
-        if lost := [outcome.job.job_id for outcome in self.outcomes if not outcome.reported]:
-            raise ServerError(f"the final report was not delivered of job {', '.join(map(str, lost))}")
-        if self._silence and not self.outcomes:
+        if self._lost:
+            raise ServerError(f"the final report was not delivered of job {', '.join(map(str, self._lost))}")
+        if self._silence and not self._done:
             raise self._silence
 
     def _wants_another(self) -> bool:
         """Whether the slot has the time for another job; `timefloor` 0 means one job only."""
         if self._stop.requested:
             return False
-        if not self.outcomes:
+        if not self._done:
             return True
         age = time.monotonic() - self._started
         floor = self._bench.info.queue.timefloor
@@ -104,9 +105,9 @@ class Slot:
         settings = self._bench.settings
         tries = max(1, min(settings.getjob_requests, settings.getjob_failures)) if settings.update_server else 1
         for attempt in range(tries):
-            self._check_space()
+            free = self._check_space()
             try:
-                jobs, self._silence = await self._ask(), None
+                jobs, self._silence = await self._ask(free), None
                 wait = random.uniform(settings.no_job_wait_min, settings.no_job_wait_max)
             except ServerError as error:
                 logger.warning("no answer to the request for a job: %s", error.detail)
@@ -126,9 +127,10 @@ class Slot:
         self._bench.progress.waiting("no job yet", seconds)
         return await self._stop.wait(seconds) or self._end.expired
 
-    async def _ask(self) -> list[RawJob]:
+    async def _ask(self, free: int) -> list[RawJob]:
         """One request. A job that arrives while we are told to stop is taken, since the server counts it as ours."""
-        asking = asyncio.ensure_future(self._bench.server.acquire(self._seat.request))
+        space = min(free, self._bench.info.queue.maxwdir or free)
+        asking = asyncio.ensure_future(self._bench.server.acquire(replace(self._seat.request, disk=space)))
         stopped = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait({asking, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not asking.done():
@@ -139,7 +141,8 @@ class Slot:
             return []
         return asking.result()
 
-    def _check_space(self) -> None:
+    def _check_space(self) -> int:
+        """Free MB; raises NOLOCALSPACE if there is not enough for another job."""
         import shutil
 
         limit = self._bench.settings.free_space_limit
@@ -147,6 +150,7 @@ class Slot:
         if free < limit:
             text = f"{free >> 20} MiB free in {self._bench.main_dir}, {limit >> 20} MiB are needed to ask for a job"
             raise PilotError(Code.NOLOCALSPACE, text)
+        return free >> 20
 
     async def _run(self, raw: RawJob, getjob_seconds: float) -> None:
         log_start = self._bench.log.position()
@@ -168,7 +172,7 @@ class Slot:
             getjob_seconds=getjob_seconds,
             log_start=log_start,
         )
-        self.outcomes.append(await run.run())
+        self._count(await run.run())
 
     def _parse(self, raw: RawJob) -> Job:
         Fields(raw).check_sizes()  # before it is looked through for secrets and put into the log
@@ -182,7 +186,13 @@ class Slot:
         """A definition that cannot be used is reported failed."""
         job_id, attempt = job_identity(raw)
         run = JobRun(self._bench, Job(job_id=job_id, attempt=attempt), self._stop)
-        self.outcomes.append(await run.refuse(error))
+        self._count(await run.refuse(error))
+
+    def _count(self, outcome: Outcome) -> None:
+        """Keep what the end of the slot needs to know; the outcomes of thousands of jobs would be many MB."""
+        self._done += 1
+        if not outcome.reported:
+            self._lost.append(outcome.job.job_id)
 
     def _run_end(self) -> Deadline:
         """When a running job is stopped: the queue may allow it more time than it takes to begin another."""

@@ -58,11 +58,13 @@ def run(args: argparse.Namespace) -> int:
         terminal = Terminal(sys.stderr)
         pilot = PilotRun(settings, os.environ, progress=terminal, console=False)
         exit_code = pilot.run(terminal.tick)
-        if exit_code and len(pilot.outcomes) < len(ids):  # stopped, or it could not begin: the other jobs stay waiting
-            print(f"the pilot ended after {len(pilot.outcomes)} of {len(ids)} jobs: {pilot.reason}", file=sys.stderr)
+        if exit_code and len(terminal.outcomes) < len(
+            ids
+        ):  # stopped, or it could not begin: the other jobs stay waiting
+            print(f"the pilot ended after {len(terminal.outcomes)} of {len(ids)} jobs: {pilot.reason}", file=sys.stderr)
             return exit_code
         states = server.wait(ids, timeout=10)
-    return _judge(pilot.outcomes, states, exit_code)
+    return _judge(terminal.outcomes, states, exit_code)
 
 
 def _judge(outcomes: Sequence[Outcome], states: Mapping[int, str], exit_code: int) -> int:

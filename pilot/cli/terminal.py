@@ -28,9 +28,10 @@ _GREEN, _RED, _DIM, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[2m", "\x1b[0m"
 
 
 class Terminal(Progress):
-    """Shows progress on `stream`; with `quiet` only failures."""
+    """Shows progress on `stream`; with `quiet` only failures. `outcomes` are those of the jobs that have ended."""
 
     def __init__(self, stream: TextIO, *, quiet: bool = False) -> None:
+        self.outcomes: list[Outcome] = []
         self._stream = stream
         self._quiet = quiet
         self._live = stream.isatty() and not quiet
@@ -64,6 +65,7 @@ class Terminal(Progress):
 
     def ended(self, outcome: Outcome) -> None:
         """The line that stays."""
+        self.outcomes.append(outcome)
         self._job = None
         if outcome.error is None and self._quiet:
             return

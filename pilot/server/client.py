@@ -25,6 +25,9 @@ from pilot.stop import Deadline, Stop, in_thread
 
 T = TypeVar("T")
 
+#: Jobs whose updates are kept in order; a pilot has one or a few at a time.
+_REMEMBERED = 64
+
 log = logging.getLogger(__name__)
 
 #: Seconds one request may take (Pilot 3's `http_maxtime`).
@@ -140,7 +143,7 @@ class PandaServer:
         Raises:
             ServerError: it was not delivered: time was up, or the server refused it with the words in the error.
         """
-        line = self._lines.setdefault((report.job_id, report.attempt), Line())
+        line = self._line(report)
         replaced = line.enter(final=report.state.final)
         what = f"update of job {report.job_id} ({report.state.value})"
         halts = Halts(replaced, stop)
@@ -155,6 +158,13 @@ class PandaServer:
             halts.close()
         log.info("%s is not sent: a newer report is on its way", what)
         return Reply()
+
+    def _line(self, report: Report) -> Line:
+        """The line of a job; those of long ago are forgotten."""
+        line = self._lines.setdefault((report.job_id, report.attempt), Line())
+        if len(self._lines) > _REMEMBERED:
+            del self._lines[next(iter(self._lines))]
+        return line
 
     async def worker_status(self, status: str, worker_id: str, harvester_id: str, node: str, queue: str) -> None:
         """Say that this worker `started` or `finished`; a failure is a warning."""

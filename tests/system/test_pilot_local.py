@@ -265,6 +265,17 @@ def test_a_job_that_uses_more_than_its_limit_is_stopped(
 # --- what is left, what is seen
 
 
+def test_a_job_can_be_run_again_and_its_new_results_take_the_place_of_the_old(local: Local) -> None:
+    for text in ("first", "second"):
+        result = local.run(
+            f"payload: echo {text} > a.txt\n"
+            "outputs: [{lfn: a.txt, destination: out}]\n"
+            "log: {lfn: log.tgz, destination: out}\n"
+        )
+        (output,) = [file for file in result["files"] if file["kind"] == "output"]
+        assert Path(output["url"].removeprefix("file://")).read_text() == f"{text}\n"
+
+
 def test_the_job_directory_is_kept_where_it_was_told(local: Local) -> None:
     workdir = local.top / "here"
     local.run("payload: echo kept > file.txt", "--keep", "--workdir", str(workdir))

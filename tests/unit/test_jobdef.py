@@ -255,8 +255,8 @@ def test_no_number_is_zero_or_none(value):
         True,
         [1],
         {},
-        -1,
-        "-1",
+        -2,
+        "-2",
         2**63,
         "1e400",
         math.inf,
@@ -270,6 +270,12 @@ def test_a_number_that_is_none_names_its_field(field, value):
     assert error.code is Code.CONVERSIONFAILURE
     assert "expected a" in error.diag
     assert len(error.diag) < 300
+
+
+@pytest.mark.parametrize("value", [-1, "-1", -1.0])
+def test_minus_one_is_no_limit(value):
+    job = parse_job(definition() | {"maxWalltime": value, "minRamCount": value, "coreCount": value})
+    assert (job.max_walltime, job.min_ram, job.cores) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("value", ["NULL", "None", None, "null", "  "])
