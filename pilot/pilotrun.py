@@ -207,6 +207,8 @@ class PilotRun:
             allow_http=settings.allow_http,
             directories=[place.launch_dir, place.main_dir],
             timeout=settings.http_timeout,
+            connect_timeout=settings.http_connect_timeout,
+            tell=self._masker.add,
         )
 
     async def _worker_status(self, server: Server, place: Place, status: str) -> None:

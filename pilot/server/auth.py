@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pilot.errors import Code, ServerError
@@ -53,10 +53,14 @@ class TokenFile:
     Args:
         name: as the variable gives it: a path, or a name to look for.
         directories: where to look for a relative name after the current directory.
+        tell: is given each token that is read, such as a masker's `add`.
     """
 
-    def __init__(self, name: str, directories: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, name: str, directories: Sequence[Path] = (), tell: Callable[[Secret], None] = lambda token: None
+    ) -> None:
         self.name = name
+        self._tell = tell
         self._places = _places(name, directories)
         self._lock = threading.Lock()
         self._read: tuple[Path, Stamp, Secret] | None = None
@@ -73,6 +77,7 @@ class TokenFile:
             with self._lock:
                 if self._read is None or self._read[:2] != (path, now):
                     self._read = (path, now, _read_token(path))
+                    self._tell(self._read[2])
                 return self._read[2]
         except OSError as error:
             raise CredentialError(f"token file {path}: {error.strerror or error}") from None
@@ -146,7 +151,13 @@ class Auth:
         return f"client certificate {self.certificate}" if self.certificate else "no credential"
 
 
-def find_auth(environ: Mapping[str, str], *, cacert: str = "", directories: Sequence[Path] = ()) -> Auth:
+def find_auth(
+    environ: Mapping[str, str],
+    *,
+    cacert: str = "",
+    directories: Sequence[Path] = (),
+    tell: Callable[[Secret], None] = lambda token: None,
+) -> Auth:
     """The credentials of this pilot.
 
     Args:
@@ -155,13 +166,15 @@ def find_auth(environ: Mapping[str, str], *, cacert: str = "", directories: Sequ
             stands before `X509_USER_PROXY` and the usual place in `/tmp`, not before a token.
         directories: where a relative token file is looked for after the current directory and `PANDA_AUTH_DIR`: the
             launch and the work directory. `HOME` comes last.
+        tell: is given each token that is read.
 
     Raises:
         CredentialError: the origin may not stand in a header.
     """
     name = _first(environ, TOKEN_VARIABLES)
     if name:
-        return Auth(TokenFile(name, _token_directories(environ, directories)), _first(environ, ORIGIN_VARIABLES))
+        file = TokenFile(name, _token_directories(environ, directories), tell)
+        return Auth(file, _first(environ, ORIGIN_VARIABLES))
     return Auth(certificate=_find_certificate(environ, cacert))
 
 

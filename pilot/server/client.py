@@ -19,7 +19,7 @@ from pilot.server.faults import AuthRefusedError, KeyRefusedError, NotServedErro
 from pilot.server.order import Halted, Halts, Line
 from pilot.server.report import JobRequest, RawJob, Reply, Report
 from pilot.server.tls import find_tls
-from pilot.server.transport import PORT, Flight, Transport, base_url
+from pilot.server.transport import CONNECT_TIMEOUT, PORT, Flight, Transport, base_url
 from pilot.server.wire import Call, Codec
 from pilot.stop import Deadline, Stop, in_thread
 
@@ -98,6 +98,8 @@ class PandaServer:
         allow_http: bool = False,
         directories: Sequence[Path] = (),
         timeout: float = HTTP_TIMEOUT,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        tell: Callable[[Secret], None] = lambda token: None,
     ) -> PandaServer:
         """The server at an address, with the credentials and the trust that options and environment name.
 
@@ -111,13 +113,15 @@ class PandaServer:
             allow_http: let plain http leave the node.
             directories: where a relative token file may be: the launch and the work directory.
             timeout: longest time for one request, s.
+            connect_timeout: of this for the connection, s.
+            tell: is given each token that is read, to be masked.
 
         Raises:
             ServerError: the address or a credential cannot be used.
         """
-        auth = find_auth(environ, cacert=cacert, directories=directories)
+        auth = find_auth(environ, cacert=cacert, directories=directories, tell=tell)
         tls = find_tls(environ, certificate=auth.certificate, capath=capath)
-        transport = Transport(base_url(url, port), tls, environ, allow_http=allow_http)
+        transport = Transport(base_url(url, port), tls, environ, allow_http=allow_http, connect_timeout=connect_timeout)
         log.info("server %s, %s", transport.url, auth.kind)
         return cls(transport, auth, api=api, timeout=timeout)
 

@@ -115,3 +115,14 @@ def test_with_a_token_no_certificate_is_shown(tmp_path):
 def test_the_usual_proxy_file_is_used_when_it_is_there():
     usual = Path(f"/tmp/x509up_u{os.getuid()}")
     assert find_auth({}).certificate == (usual if usual.exists() else None)
+
+
+def test_each_token_that_is_read_is_told_to_the_masker(tmp_path):
+    path = tmp_path / "token"
+    told = []
+    file = TokenFile(str(path), tell=told.append)
+    for text in ("first-opaque-token", "second-opaque-token"):
+        path.write_text(text + "\n")
+        file.token()
+        file.token()
+    assert [secret.reveal() for secret in told] == ["first-opaque-token", "second-opaque-token"]
