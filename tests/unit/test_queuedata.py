@@ -35,7 +35,7 @@ from pilot.stop import Stop
 DATA = Path(__file__).parent / "data"
 RECORD: dict[str, Any] = json.loads((DATA / "queue.json").read_text())["TEST_QUEUE"]
 STORAGES: dict[str, Any] = json.loads((DATA / "storages.json").read_text())
-REAL = sorted(Path("/work/shared/data/cric").glob("*.json"))
+REAL = sorted((Path(__file__).resolve().parents[3] / "shared" / "data" / "cric").glob("*.json"))
 
 
 @pytest.fixture
