@@ -124,6 +124,7 @@ class Grid:
         self.server = DevServer(**self._options)
         self.port = urlsplit(self.server.url).port
         self._pilots: list[Pilot] = []
+        self._numbers = itertools.count()  # pilots may be started by several threads
         self.queue("Q")
         protocol = {"endpoint": "file://localhost", "path": str(self.storage), "flavour": "POSIX", "id": 1}
         record = {"name": ENDPOINT, "type": "DATADISK", "state": "ACTIVE", "is_deterministic": True}
@@ -248,12 +249,13 @@ class Grid:
         queue: str = "Q",
         env: Mapping[str, str] | None = None,
         command: Sequence[str] = (sys.executable, "-m", "pilot.cli.main", "run"),
+        cwd: Path | None = None,
         **options: Any,
     ) -> Pilot:
-        """Start `pilot run` on this grid; what stands in `more` wins."""
+        """Start `pilot run` on this grid, in a directory of its own by default; what stands in `more` wins."""
         pilot = Pilot(
             [*command, *self.options(*more, queue=queue)],
-            cwd=self.top / f"launch-{len(self._pilots)}",
+            cwd=cwd or self.top / f"launch-{next(self._numbers)}",
             env={**ENVIRON, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'gate'}", **(env or {})},
             **options,
         )

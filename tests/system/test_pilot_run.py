@@ -205,9 +205,9 @@ def test_the_ids_of_its_jobs_are_left_for_the_wrapper(grid: Grid) -> None:
     ids = grid.submit(
         grid.job(queue=queue), {**grid.job(queue=queue), "outFiles": "a/b"}, grid.job("false", queue=queue)
     )
-    launch = grid.top / f"launch-{len(grid._pilots)}"
+    launch = grid.top / "launch"
     (launch / "pilot3").mkdir(parents=True)
-    finish(grid, grid.pilot(queue=queue))
+    finish(grid, grid.pilot(queue=queue, cwd=launch))
     assert [int(line) for line in (launch / "pilot3" / "pandaIDs.out").read_text().split()] == ids
 
 
