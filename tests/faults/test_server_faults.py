@@ -185,6 +185,16 @@ def a_job_of_which_the_server_hears_nothing_for_too_long_is_given_up(top: Path) 
         assert "lost heartbeat" in job.diag
 
 
+@scenario.for_each(status=("503",), reset=("reset",), garbage=("garbage",), slow=("delay=1",))
+def a_worker_status_that_fails_changes_nothing_else(top: Path, kind: str) -> None:
+    with Grid(top, faults=[f"update_worker_status:{kind}:0"]) as grid:
+        (job_id,) = grid.submit(grid.job())
+        pilot = grid.pilot(env={"HARVESTER_ID": "h", "HARVESTER_WORKER_ID": "1"})
+        assert pilot.wait() == 0
+        assert grid.job_of(job_id).state == "finished"
+        assert "Traceback" not in pilot.text
+
+
 @scenario.for_each(status=("503",), reset=("reset",), garbage=("garbage",))
 def the_queues_description_is_asked_for_again(top: Path, kind: str) -> None:
     with Grid(top, faults=[f"cache:{kind}"]) as grid:

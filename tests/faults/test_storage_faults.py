@@ -109,6 +109,21 @@ def test_a_storage_that_is_full_is_told(tmp_path: Path) -> None:
         assert list(job.files) == [job.known["definition"]["logFile"]]
 
 
+@needs_root
+def test_a_full_disk_under_the_pilot_keeps_no_report_back(tmp_path: Path) -> None:
+    with Grid(tmp_path) as grid:
+        mount = f'mount -t tmpfs -o size=20m none {grid.work} && exec "$@"'
+        inside = ("unshare", "--mount", "sh", "-c", mount, "sh")
+        if subprocess.run([*inside, "true"], capture_output=True).returncode:
+            pytest.skip("this machine lets nobody mount a small file system")
+        filling = grid.job("head -c 100M /dev/zero > big; exit 3")
+        freeing = grid.job("head -c 100M /dev/zero > big; rm big; exit 3")
+        full, freed = run(grid, "Q", filling, freeing, command=(*inside, *PILOT))
+        assert (full.state, full.code, full.fields["trans_exit_code"]) == ("failed", 1305, 3)
+        assert (freed.state, freed.code) == ("failed", 1305)
+        assert b"No space left" in freed.log()["payload.stderr"]
+
+
 # --- outputs
 
 
