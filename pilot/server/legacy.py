@@ -162,18 +162,8 @@ def _identity(report: Report) -> dict[str, Any]:
 def _usage(report: Report) -> dict[str, Any]:
     usage = report.usage
     cpu = wire.cpu_seconds(usage.cpu_time)
-    memory = {
-        f"{kind}{what}": getattr(usage, f"{kind}_{what.lower()}")
-        for kind in ("max", "avg")
-        for what in ("RSS", "VMEM", "SWAP", "PSS")
-    }
-    traffic = {
-        f"{kind}{what}": getattr(usage, f"{kind}_{what.lower()}")
-        for kind in ("tot", "rate")
-        for what in ("RCHAR", "WCHAR", "RBYTES", "WBYTES")
-    }
-    whole = {key: None if value is None else int(value) for key, value in (memory | traffic).items()}
-    return whole | {
+    parts = ((name.partition("_"), value) for name, value in wire.measured(usage).items())
+    return {f"{kind}{what.upper()}": value for (kind, _, what), value in parts} | {
         "cpuConsumptionTime": cpu,
         "cpuConversionFactor": None if cpu is None else 1.0,
         "cpuConsumptionUnit": report.cpu_unit,

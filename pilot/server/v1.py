@@ -174,18 +174,7 @@ def _identity(report: Report) -> dict[str, Any]:
 def _usage(report: Report) -> dict[str, Any]:
     usage = report.usage
     cpu = wire.cpu_seconds(usage.cpu_time)
-    memory = {
-        f"{kind}_{what}": getattr(usage, f"{kind}_{what}")
-        for kind in ("max", "avg")
-        for what in ("rss", "vmem", "swap", "pss")
-    }
-    traffic = {
-        f"{kind}_{what}": getattr(usage, f"{kind}_{what}")
-        for kind in ("tot", "rate")
-        for what in ("rchar", "wchar", "rbytes", "wbytes")
-    }
-    whole = {key: None if value is None else int(value) for key, value in (memory | traffic).items()}
-    return whole | {
+    return wire.measured(usage) | {
         "cpu_consumption_time": cpu,
         "cpu_conversion_factor": None if cpu is None else 1.0,
         "cpu_consumption_unit": report.cpu_unit,

@@ -12,7 +12,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 from pilot.errors import DIAG_LIMIT
 from pilot.masking import Secret
 from pilot.server.faults import AuthRefusedError, KeyRefusedError, NotServedError, RefusedError, UnavailableError
-from pilot.server.report import FileReport, JobRequest, RawJob, Reply, Report, Timings
+from pilot.server.report import FileReport, JobRequest, RawJob, Reply, Report, Timings, Usage
 
 T = TypeVar("T")
 
@@ -242,6 +242,14 @@ def files_text(files: tuple[FileReport, ...]) -> str:
             entry["md5sum"] = file.checksums["md5"]
         report[file.lfn] = entry | {"surl": file.surl, "endpoint": file.endpoint}
     return json.dumps(report) if report else ""
+
+
+def measured(usage: Usage) -> dict[str, int | None]:
+    """Memory (kB) and I/O (bytes, bytes/s) as whole numbers, by the names of `Usage`, which are v1's."""
+    memory = [f"{kind}_{what}" for kind in ("max", "avg") for what in ("rss", "vmem", "swap", "pss")]
+    traffic = [f"{kind}_{what}" for kind in ("tot", "rate") for what in ("rchar", "wchar", "rbytes", "wbytes")]
+    values = {name: getattr(usage, name) for name in (*memory, *traffic)}
+    return {name: None if value is None else int(value) for name, value in values.items()}
 
 
 def cpu_seconds(value: int | None) -> int | None:
