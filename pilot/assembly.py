@@ -101,8 +101,9 @@ def make_bench(
     progress: Progress,
     fetch: Callable[[str], bytes],
     resource_types: Sequence[Mapping[str, Any]] | None = None,
+    checksum_types: tuple[str, ...] = (),
 ) -> Bench:
-    """Everything that the jobs of a slot share."""
+    """Everything that the jobs of a slot share; files get `checksum_types`, the setting's one if none is named."""
 
     async def fetch_in_thread(url: str) -> bytes:
         return await in_thread(fetch, url)
@@ -121,7 +122,7 @@ def make_bench(
         progress=progress,
         fetch=fetch_in_thread,
         environ=place.environ,
-        engine=lambda of, job: make_engine(settings, of, job, place, experiment, processes),
+        engine=lambda of, job: make_engine(settings, of, job, place, experiment, processes, checksum_types),
         logship=lambda of, job, workdir: make_logship(settings, of, job, workdir, place, masker),
         main_dir=place.main_dir,
     )
@@ -146,7 +147,13 @@ def make_speaker(settings: Settings, info: QueueInfo, place: Place) -> Speaker:
 
 
 def make_engine(
-    settings: Settings, info: QueueInfo, job: Job, place: Place, experiment: Experiment, processes: Processes
+    settings: Settings,
+    info: QueueInfo,
+    job: Job,
+    place: Place,
+    experiment: Experiment,
+    processes: Processes,
+    checksum_types: tuple[str, ...] = (),
 ) -> StagingEngine:
     """What moves the files of a job."""
     tools = make_tools(settings, info.queue, place.launch_dir, place.environ)
@@ -163,7 +170,7 @@ def make_engine(
     limits = StagingLimits(
         attempts_out=max(settings.stageout_attempts, 2),
         input_size=input_limit(info.queue),
-        checksum_types=(settings.checksum_type,),
+        checksum_types=checksum_types or (settings.checksum_type,),
     )
     return StagingEngine(plan=plan, tools=tools, launcher=processes, limits=limits, environment=place.environ)
 

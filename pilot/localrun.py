@@ -125,6 +125,7 @@ class LocalRun:
             log=log,
             progress=self.progress,
             fetch=fetch,
+            checksum_types=("adler32", "md5"),  # the result file has both
         )
         beside = asyncio.ensure_future(tick())
         try:

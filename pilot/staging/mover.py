@@ -46,7 +46,8 @@ class Mover:
 
     Args:
         tools: to choose from.
-        checksum_types: that every output gets; the first is also asked for when an input has none in the catalogue.
+        checksum_types: that every output gets, and inputs too if they are several; the first is also asked for when an
+            input has none in the catalogue.
     """
 
     def __init__(self, tools: ToolBox, checksum_types: Sequence[str]) -> None:
@@ -65,6 +66,7 @@ class Mover:
             stored = tool.get(transfer, handle)
             try:
                 size, checksums = _verified(transfer, stored, handle)
+                checksums = {**file_checksums(path, self._further(checksums), handle.check), **checksums}
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
@@ -78,6 +80,10 @@ class Mover:
             seconds=0.0,
             local=tool.fills_disk(),
         )
+
+    def _further(self, known: Mapping[str, str]) -> list[str]:
+        """Types to add for an input: none when one type is wanted, as on a grid, where the catalogue's is enough."""
+        return [kind for kind in self._types if kind not in known] if len(self._types) > 1 else []
 
     def inspect(self, file: File, workdir: Path, handle: Handle) -> LocalFile:
         """What an output is: it must be there (1165), be a file, and not be empty unless it is the log (1191)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -274,6 +275,21 @@ def test_a_job_can_be_run_again_and_its_new_results_take_the_place_of_the_old(lo
         )
         (output,) = [file for file in result["files"] if file["kind"] == "output"]
         assert Path(output["url"].removeprefix("file://")).read_text() == f"{text}\n"
+
+
+def test_every_file_of_a_result_has_both_checksums(local: Local) -> None:
+    (local.top / "in.txt").write_text("hello\n")
+    result = local.run(
+        f"payload: cat in.txt > out.txt\n"
+        f"inputs: [{{url: {local.top / 'in.txt'}}}]\n"
+        "outputs: [{lfn: out.txt, destination: out}]\n"
+        "log: {lfn: log.tgz, destination: out}\n"
+    )
+    sums = {file["kind"]: (file["adler32"], file["md5"]) for file in result["files"]}
+    assert sums["input"] == sums["output"] == ("084b021f", "b1946ac92492d2347c6235b4d2611184")
+    (log,) = [file for file in result["files"] if file["kind"] == "log"]
+    data = Path(log["url"].removeprefix("file://")).read_bytes()
+    assert sums["log"] == (f"{zlib.adler32(data):08x}", hashlib.md5(data).hexdigest())
 
 
 def test_the_job_directory_is_kept_where_it_was_told(local: Local) -> None:
