@@ -28,6 +28,7 @@ from __future__ import annotations
 import random
 import subprocess
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import md5
 from pathlib import Path
@@ -99,20 +100,20 @@ class WatchfulHandle(TransferHandle):
         super().advance(count)
 
 
-class CopyToolConformance:
+class CopyToolConformance(ABC):
     """The cases. Give a fixture `tool`, and the three methods below."""
 
+    @abstractmethod
     def remote_url(self, name: str) -> str:
         """The URL of `name` in the storage under test; `name` may have `/` in it."""
-        raise NotImplementedError("a conformance test says where its storage is")
 
+    @abstractmethod
     def store(self, name: str, data: bytes) -> None:
         """Make `name` in the storage by other means than the tool."""
-        raise NotImplementedError("a conformance test fills its storage itself")
 
+    @abstractmethod
     def fetch(self, name: str) -> bytes | None:
         """The content of `name` in the storage, by other means than the tool; None if there is no such file."""
-        raise NotImplementedError("a conformance test looks into its storage itself")
 
     def forbid(self, name: str) -> bool:
         """Make `name` unreadable for the tool; False if that makes no sense here."""
