@@ -23,6 +23,7 @@ from pilot.errors import Code, PilotError
 #: Kind (and entry-point group) to the package with our own plug-ins of that kind.
 KINDS: Mapping[str, str] = {
     "pilot.copytools": "copytools",
+    "pilot.catalogues": "plugins.catalogues",
     "pilot.experiments": "plugins.experiments",
     "pilot.containers": "plugins.containers",
     "pilot.meters": "plugins.meters",

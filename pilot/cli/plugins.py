@@ -12,7 +12,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="list copy tools, experiments and other plug-ins",
         description="List the plug-ins that are installed, the package each comes from, and what is missing for it.",
     )
-    parser.add_argument("kind", nargs="?", help="only this kind: copytools, experiments, containers, meters, logsinks")
+    parser.add_argument("kind", nargs="?", help="only this kind: copytools, catalogues, experiments, containers, meters, logsinks")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -44,10 +44,12 @@ def _base(kind: str) -> type:
     """What a plug-in of a kind must derive from."""
     from pilot.experiment import Experiment
     from pilot.logship.sink import LogSink
+    from pilot.staging.catalogue import Catalogue
     from pilot.staging.copytool import CopyTool
     from pilot.watch.meter import Meter
 
     bases: dict[str, type] = {
+        "pilot.catalogues": Catalogue,
         "pilot.copytools": CopyTool,
         "pilot.experiments": Experiment,
         "pilot.logsinks": LogSink,

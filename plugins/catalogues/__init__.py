@@ -1,0 +1,1 @@
+"""Catalogues: where the replicas of files are."""
