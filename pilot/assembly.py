@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from pilot import plugins
 from pilot.batch import BatchFacts
+from pilot.bench import Bench
 from pilot.cgroup import Nest
 from pilot.download import fetch_url
 from pilot.errors import Code, PilotError
 from pilot.experiment import Experiment
 from pilot.job import Job
 from pilot.jobreport import Speaker
-from pilot.jobrun import Bench
 from pilot.masking import Masker
 from pilot.node import NodeFacts
 from pilot.outcome import Progress

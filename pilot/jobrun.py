@@ -14,85 +14,44 @@ import asyncio
 import logging
 import math
 import os
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pilot.cgroup import Nest
+from pilot.bench import Bench
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
-from pilot.experiment import JOURNAL, OWN_NAMES, SECRETS, Experiment
+from pilot.experiment import JOURNAL, OWN_NAMES, SECRETS
 from pilot.job import File, Job, Kind, Limits
-from pilot.jobreport import Reporter, Speaker
+from pilot.jobreport import Reporter
 from pilot.journal import Journal
 from pilot.logarchive import archive_folder, make_log_archive
-from pilot.masking import Masker
-from pilot.outcome import FileOutcome, Outcome, Progress, Stopwatch, internal_error
-from pilot.payload.command import Fetch, prepare_command
-from pilot.payload.diagnose import diagnose
-from pilot.payload.environment import payload_environment
-from pilot.payload.process import PayloadProcess, tail
-from pilot.pilotlog import PilotLog
-from pilot.processes import Processes
-from pilot.queuedata import QueueInfo
+from pilot.outcome import FileOutcome, Outcome, Stopwatch, internal_error
+from pilot.payload.process import tail
+from pilot.payloadrun import PayloadRun, Scene
 from pilot.removal import remove_tree
-from pilot.server import Server
 from pilot.server.report import Reply, Report, State
-from pilot.settings import Settings
-from pilot.staging.engine import StagingEngine
 from pilot.staging.result import StagingResult
 from pilot.stop import Deadline, Stop, in_thread
-from pilot.watch.guard import Guard, Post
 from pilot.watch.heartbeat import Heartbeat
-from pilot.watch.look import watch
 
 if TYPE_CHECKING:
     from pilot.logship.shipper import LogShip
 
 logger = logging.getLogger(__name__)
 
-#: Share of the time left after a stop that the payload may take to end, KILL included.
-PAYLOAD_SHARE = 0.6
 #: Seconds kept back for the final report when the log is made and uploaded after a stop, and the share of what is left
 #: that this may be at most.
 REPORT_RESERVE, REPORT_SHARE = 4.0, 0.5
 #: Seconds that the final report gets even when there is no time left: a server that is well answers in milliseconds.
 REPORT_LEAST = 1.0
-#: Seconds that processes left behind by a payload get between TERM and KILL.
-LEFTOVER_GRACE = 2.0
 #: Longest time for the last lines of a live log, s, and their share of what is left after a stop.
 SHIP_TIME, SHIP_SHARE = 3.0, 0.2
 #: Longest wait for an update on its way before the final one is sent, s.
 SETTLE = 2.0
-#: Seconds that a signal to us may come after the same signal to the payload.
-SIGNAL_PATIENCE = 0.3
 #: Longest time to pack and upload the log of a job that nothing hurries, s.
 LOG_TIMEOUT = 3600.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """What the jobs of a slot share; each is made once, by the command that starts the slot."""
-
-    settings: Settings
-    server: Server
-    info: QueueInfo
-    speaker: Speaker
-    experiment: Experiment
-    processes: Processes
-    nest: Nest
-    resource_types: Sequence[Mapping[str, Any]] | None
-    masker: Masker
-    log: PilotLog
-    progress: Progress
-    fetch: Fetch
-    environ: Mapping[str, str]
-    engine: Callable[[QueueInfo, Job], StagingEngine]
-    logship: Callable[[QueueInfo, Job, Path], LogShip | None]
-    main_dir: Path
 
 
 class JobRun:
@@ -129,7 +88,7 @@ class JobRun:
         self._slot_stop = slot_stop
         self._watch = Stopwatch()
         self._journal: Journal | None = None
-        self._guard: Guard | None = None
+        self._payload: PayloadRun | None = None
         self._ship: LogShip | None = None
         self._last_command = ""
         self._info = bench.info
@@ -150,8 +109,8 @@ class JobRun:
         beating = asyncio.create_task(self._heartbeat.run())
         try:
             await self._attempt(self._work)
-            if self._guard:
-                await _beside(self._guard.remove())
+            if self._payload:
+                await _beside(self._payload.remove())
             shipping = asyncio.create_task(_beside(self._finish_ship()))
             await self._attempt(self._keep_log)
             await shipping
@@ -187,8 +146,7 @@ class JobRun:
         self._start_ship()
         self.bench.experiment.verify(self.job)
         await self._stage_in()
-        payload = await self.stop.guard(self._start_payload())
-        await self._payload(payload)
+        await self._run_payload()
         await self._stage_out()
 
     async def _attempt(self, phases: Callable[[], Awaitable[None]]) -> None:
@@ -266,96 +224,23 @@ class JobRun:
 
     # --------------------------------------------------------------------------------------------------------- payload
 
-    async def _start_payload(self) -> PayloadProcess:
-        self._enter("setup")
-        bench, job = self.bench, self.job
-        text = await prepare_command(job, self.workdir, bench.experiment, bench.fetch, _words(bench.settings.baseurls))
-        environment = payload_environment(
-            bench.environ,
-            job,
-            queue_name=self._info.queue.resource,
-            queue_environ=self._info.queue.environ,
-            prefixes=bench.experiment.environment_prefixes,
-            names=_words(bench.settings.payload_variables),
-            experiment=bench.experiment.environment(job),
-        )
-        self._enter("payload")
-        payload = PayloadProcess.start(
-            text,
-            workdir=self.workdir,
-            environment=environment,
-            processes=bench.processes,
-            prefix=self._make_guard().prefix,
-        )
-        self._note("started", sync=True, pid=payload.pid)
-        self._heartbeat.announce(State.RUNNING)
-        return payload
-
-    async def _payload(self, payload: PayloadProcess) -> None:
-        """Wait for the payload under watch; whatever happens, nothing of it is left and its true end is known."""
-        watching = asyncio.create_task(self._watch_over(payload))
-        try:
-            ended = await self.stop.guard(payload.wait())
-            if ended.status:  # perhaps for the signal that is about to reach us too: Slurm tells everybody
-                await self.stop.wait(SIGNAL_PATIENCE)
-            self.stop.check()
-        finally:
-            watching.cancel()
-            await self._end_payload(payload)
-            await asyncio.wait({watching})
-            if not watching.cancelled() and watching.exception():
-                logger.error("the watch over the payload broke", exc_info=watching.exception())
-        verdict = diagnose(self.job, ended, self.workdir, mask=self.bench.masker.mask)
-        self.outcome.exe_code, self.outcome.exe_diag = verdict.exe_code, verdict.exe_diag
-        if verdict.error:
-            raise (self._guard and self._guard.out_of_memory) or verdict.error
-
-    async def _watch_over(self, payload: PayloadProcess) -> None:
-        if self._guard:
-            looks = self._guard.attach(payload.pid, payload.members)
-            await watch(looks, self.stop, self.bench.settings.grace)
-
-    def _make_guard(self) -> Guard:
-        bench = self.bench
-        post = Post(
+    async def _run_payload(self) -> None:
+        scene = Scene(
+            bench=self.bench,
             job=self.job,
             queue=self._info.queue,
-            settings=bench.settings,
-            limits=self._limits,
             workdir=self.workdir,
-            main_dir=bench.main_dir,
-            own_files=(JOURNAL, "pilotlog.txt"),
-            processes=bench.processes,
-            environ=bench.environ,
-            nest=bench.nest,
+            stop=self.stop,
+            outcome=self.outcome,
+            limits=self._limits,
             slot_end=self._slot_end,
-            resource_types=bench.resource_types,
             started=self._watch.started,
+            enter=self._enter,
+            note=self._note,
+            announce=self._heartbeat.announce,
         )
-        self._guard = Guard(post)
-        return self._guard
-
-    async def _end_payload(self, payload: PayloadProcess) -> None:
-        await self.stop.paced(lambda: payload.stop(self._payload_share(), self._payload_grace()))
-        try:
-            ended = await asyncio.wait_for(payload.wait(), timeout=1.0)
-        except TimeoutError:
-            logger.error("payload pid %d cannot be killed: %s", payload.pid, payload.members())
-            return
-        self._note("ended", exit_code=ended.exit_code, signum=ended.signum)
-        self.outcome.exit_code, self.outcome.signum = ended.exit_code, ended.signum
-        if self._guard:
-            killed = (ended.signum == signal.SIGKILL and not ended.stopped) or ended.exit_code == 128 + signal.SIGKILL
-            await _beside(self._guard.close(ended.spent, ended.seconds, killed=killed))
-            self.outcome.usage = self._guard.usage
-
-    def _payload_share(self) -> Deadline:
-        """By when nothing of the payload may be left."""
-        return Deadline(min(self.stop.deadline.remaining * PAYLOAD_SHARE, self.bench.settings.grace))
-
-    def _payload_grace(self) -> float | None:
-        """Seconds between TERM and KILL, None for the usual part of the share."""
-        return None if self.stop.requested else LEFTOVER_GRACE
+        self._payload = PayloadRun(scene)
+        await self._payload.run()
 
     # -------------------------------------------------------------------------------------------------- outputs and log
 
@@ -471,8 +356,8 @@ class JobRun:
             return self._reporter.report(self.outcome.state, pilot_log=extract, metrics="")
 
     async def _beat(self, state: State, deadline: Deadline) -> Reply:
-        if self._guard:
-            self.outcome.usage = self._guard.usage
+        if self._payload and (usage := self._payload.usage):
+            self.outcome.usage = usage
         return await self.bench.server.update(self._reporter.report(state), deadline, self.stop)
 
     def _heard(self, reply: Reply) -> None:
@@ -515,10 +400,6 @@ def _refuse_missing_features(job: Job, container: bool) -> None:
     missing = [wish for wish, wanted in wishes.items() if wanted]
     if missing:
         raise PilotError(Code.NOTIMPLEMENTED, f"the job wants {', '.join(missing)}")
-
-
-def _words(comma_list: str) -> list[str]:
-    return [word.strip() for word in comma_list.split(",") if word.strip()]
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -248,3 +248,8 @@ KILOBYTES = Kind("KB", "a whole number of kB", lambda text: _count(text) * 1024,
 RESOURCE_TYPE = Kind("TYPE", "SCORE, MCORE, SCORE_* or MCORE_*", _resource_type)
 
 _KINDS: dict[type, Kind] = {bool: YES_NO, int: COUNT, float: SECONDS, str: TEXT}
+
+
+def words(comma_list: str) -> list[str]:
+    """The words of a comma list; empty ones do not count."""
+    return [word.strip() for word in comma_list.split(",") if word.strip()]

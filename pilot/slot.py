@@ -9,11 +9,12 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pilot.bench import Bench
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
 from pilot.job import Job
 from pilot.jobdef import job_identity, parse_job
 from pilot.jobfields import Fields
-from pilot.jobrun import Bench, JobRun
+from pilot.jobrun import JobRun
 from pilot.outcome import Outcome, internal_error
 from pilot.server.report import JobRequest, RawJob
 from pilot.stop import Deadline, Stop

@@ -12,7 +12,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="list copy tools, experiments and other plug-ins",
         description="List the plug-ins that are installed, the package each comes from, and what is missing for it.",
     )
-    parser.add_argument("kind", nargs="?", help="only this kind: copytools, catalogues, experiments, containers, meters, logsinks")
+    parser.add_argument("kind", nargs="?", help="only this kind, such as copytools")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
