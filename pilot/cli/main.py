@@ -54,7 +54,7 @@ def _dispatch(words: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands; what they need beyond argparse they import when they run."""
-    from pilot.cli import demo, devserver, doctor, local, logship, plugins, run
+    from pilot.cli import demo, devserver, doctor, explain, local, logship, plugins, run
 
     parser = argparse.ArgumentParser(
         prog="pilot",
@@ -64,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pilot {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (run, local, demo, devserver, logship, plugins, doctor):
+    for module in (run, local, demo, devserver, logship, plugins, doctor, explain):
         module.add_parser(commands)
     return parser
 
