@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.parts.gcs import gcs_server
+from tests.parts.rucio import rucio
 from tests.parts.s3 import s3_server
 
-__all__ = ["gcs_server", "s3_server"]
+__all__ = ["gcs_server", "rucio", "s3_server"]
