@@ -83,7 +83,7 @@ build_database(), create_base_vo(), create_root_account()
 """
 
 
-class RucioRefused(Exception):
+class RucioRefusedError(Exception):
     """The server's answer was no: its status and what it said."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -180,7 +180,7 @@ class RucioServer:
         """What the catalogue knows of a file or dataset; None if nothing."""
         try:
             found: dict[str, Any] = self.call("GET", f"/dids/{scope}/{quote(name)}")
-        except RucioRefused as error:
+        except RucioRefusedError as error:
             if error.status == 404:
                 return None
             raise
@@ -228,7 +228,7 @@ class RucioServer:
             account: who asks.
 
         Raises:
-            RucioRefused: the status is not 2xx.
+            RucioRefusedError: the status is not 2xx.
         """
         if account[0] not in self.tokens:
             self.tokens[account[0]] = self._token(account)
@@ -239,7 +239,7 @@ class RucioServer:
         )
         text = answer.data.decode()
         if answer.status // 100 != 2:
-            raise RucioRefused(answer.status, text)
+            raise RucioRefusedError(answer.status, text)
         if stream:
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         return json.loads(text) if text.startswith(("{", "[")) else text
@@ -305,9 +305,11 @@ class RucioServer:
 
     def _token(self, account: tuple[str, str, str]) -> str:
         names = ("X-Rucio-Account", "X-Rucio-Username", "X-Rucio-Password")
-        answer = urllib3.request("GET", f"{self.url}/auth/userpass", headers=dict(zip(names, account)), timeout=20)
+        answer = urllib3.request(
+            "GET", f"{self.url}/auth/userpass", headers=dict(zip(names, account, strict=True)), timeout=20
+        )
         if answer.status != 200:
-            raise RucioRefused(answer.status, answer.data.decode())
+            raise RucioRefusedError(answer.status, answer.data.decode())
         return answer.headers["X-Rucio-Auth-Token"]
 
     def _trace_lines(self) -> list[str]:
