@@ -42,8 +42,13 @@ benchmark: .venv/.tested ## the numbers of docs/benchmarks.md, measured here and
 dist: .venv/.installed ## pilot3.tar.gz and pilot.pyz with all they need, and their checksums
 	$(BIN)/python wrappers/dist.py
 
-docs: .venv/.installed ## pages that are made from the code
+docs: .venv/.documented ## the site in docs/_build, and the pages that are made from the code
 	$(BIN)/python -m pilot.settingsdoc > docs/settings.md
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto docs docs/_build
+
+.venv/.documented: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
 
 clean: ## remove the environment and what tools left
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .coverage* .hypothesis .import_linter_cache *.egg-info build dist
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .coverage* .hypothesis .import_linter_cache *.egg-info build dist docs/_build docs/error-codes.md
