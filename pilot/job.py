@@ -45,6 +45,7 @@ class File:
         access: for inputs, whether direct access is wanted.
         is_tar: for inputs, the LFN was given as `zip://name`: an archive with the real files.
         url: a full source or destination given by the job itself (`gs://...`, or a path in `pilot local`); else empty.
+        turl: of an input that has no local copy: where the payload reads it over the network.
     """
 
     lfn: str
@@ -59,6 +60,7 @@ class File:
     access: Access = Access.COPY
     is_tar: bool = False
     url: str = ""
+    turl: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
