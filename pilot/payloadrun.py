@@ -103,18 +103,32 @@ class PayloadRun:
         scene = self._scene
         scene.enter("setup")
         text = await self._command()
-        environment = self._environment()
         scene.enter("payload")
-        payload = PayloadProcess.start(
-            text,
-            workdir=scene.workdir,
-            environment=environment,
-            processes=scene.bench.processes,
-            prefix=self._make_guard().prefix,
-        )
+        payload = await self.launch(text)
         scene.note("started", sync=True, pid=payload.pid)
         scene.announce(State.RUNNING)
         return payload
+
+    async def launch(self, text: str, name: str = "payload") -> PayloadProcess:
+        """Start shell text of this job, as its payload is started: environment, container and control group.
+
+        Args:
+            text: for `bash -c`, in the job directory.
+            name: of the process; its output is in `NAME.stdout` and `NAME.stderr` of the job directory.
+
+        Raises:
+            PilotError: why it could not be started.
+        """
+        scene = self._scene
+        self._guard = self._guard or self._make_guard()
+        return PayloadProcess.start(
+            text,
+            workdir=scene.workdir,
+            environment=self._environment(),
+            processes=scene.bench.processes,
+            prefix=self._guard.prefix,
+            name=name,
+        )
 
     async def _command(self) -> str:
         """The payload's own shell text."""
@@ -180,8 +194,7 @@ class PayloadRun:
             resource_types=bench.resource_types,
             started=scene.started,
         )
-        self._guard = Guard(post)
-        return self._guard
+        return Guard(post)
 
     async def _end(self, payload: PayloadProcess) -> None:
         scene = self._scene

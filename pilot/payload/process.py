@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 #: Bytes of one argument of a program, its NUL included: MAX_ARG_STRLEN of Linux, 32 pages of 4 KiB.
 _LONGEST_ARGUMENT = 131_072
 
-#: File in the job directory for a command that is longer, such as one that names some thousand inputs.
-LONG_COMMAND = "payload_command.sh"
+#: What follows a process' name in that of a file in the job directory for a command that is longer, such as one that
+#: names some thousand inputs.
+LONG_COMMAND = "_command.sh"
 
 #: Seconds between looks at a tree that was told to go.
 _LOOK = 0.05
@@ -67,8 +68,9 @@ class Ended:
 class PayloadProcess:
     """A running payload."""
 
-    def __init__(self, process: subprocess.Popen[Any], processes: Processes) -> None:
+    def __init__(self, process: subprocess.Popen[Any], processes: Processes, name: str = "payload") -> None:
         self.pid = process.pid
+        self.name = name
         self._process = process
         self._processes = processes
         self._started = time.monotonic()
@@ -85,8 +87,9 @@ class PayloadProcess:
         environment: Mapping[str, str],
         processes: Processes,
         prefix: Sequence[str] = (),
+        name: str = "payload",
     ) -> PayloadProcess:
-        """Start `bash -c text` in `workdir`, its output in `payload.stdout` and `payload.stderr`.
+        """Start `bash -c text` in `workdir`, its output in `NAME.stdout` and `NAME.stderr` there.
 
         Args:
             text: the payload's own shell text.
@@ -94,14 +97,15 @@ class PayloadProcess:
             environment: all variables it gets.
             processes: starts it and knows its orphans.
             prefix: what runs the shell, such as a container's command; empty for nothing.
+            name: of its output files.
 
         Raises:
             PilotError: PAYLOADEXECUTIONEXCEPTION if it cannot be started.
         """
         try:
-            with open(workdir / "payload.stdout", "wb") as out, open(workdir / "payload.stderr", "wb") as err:
+            with open(workdir / f"{name}.stdout", "wb") as out, open(workdir / f"{name}.stderr", "wb") as err:
                 process = processes.start(
-                    [*prefix, "/bin/bash", *_shell_arguments(text, workdir)],
+                    [*prefix, "/bin/bash", *_shell_arguments(text, workdir / f"{name}{LONG_COMMAND}")],
                     cwd=workdir,
                     env=dict(environment),
                     stdin=subprocess.DEVNULL,
@@ -109,9 +113,9 @@ class PayloadProcess:
                     stderr=err,
                 )
         except (OSError, ValueError) as error:
-            raise PilotError(Code.PAYLOADEXECUTIONEXCEPTION, f"the payload could not be started: {error}") from error
-        logger.info("payload started: pid %d in %s", process.pid, workdir)
-        return cls(process, processes)
+            raise PilotError(Code.PAYLOADEXECUTIONEXCEPTION, f"the {name} could not be started: {error}") from error
+        logger.info("%s started: pid %d in %s", name, process.pid, workdir)
+        return cls(process, processes, name)
 
     async def wait(self) -> Ended:
         """Wait for the first process to end. CPU time counts what its other processes used until now."""
@@ -121,7 +125,7 @@ class PayloadProcess:
                 self._processes.forget(self._process)
                 self._processes.reap()
                 self._ended = self._result(spent or Spent())
-                logger.info("payload ended with status %d after %.1f s", self._ended.status, self._ended.seconds)
+                logger.info("%s ended with status %d after %.1f s", self.name, self._ended.status, self._ended.seconds)
         spent = self._ended.spent + self._processes.adopted_usage.since(self._adopted_before)
         return replace(self._ended, cpu_time=spent.cpu, spent=spent)
 
@@ -155,7 +159,7 @@ class PayloadProcess:
         self._stopped = self._ended is None
         patience = Deadline(min(deadline.remaining * 2 / 3 if grace is None else grace, deadline.remaining))
         if not await self._go(signal.SIGTERM, patience):
-            logger.warning("payload still runs after SIGTERM: %s; now SIGKILL", self.members())
+            logger.warning("%s still runs after SIGTERM: %s; now SIGKILL", self.name, self.members())
             await self._go(signal.SIGKILL, Deadline(max(1.0, deadline.remaining)))
 
     async def _go(self, signum: signal.Signals, patience: Deadline) -> bool:
@@ -183,14 +187,14 @@ class PayloadProcess:
         )
 
 
-def _shell_arguments(text: str, workdir: Path) -> list[str]:
+def _shell_arguments(text: str, path: Path) -> list[str]:
     """How bash gets its text: as an argument, or in a file if it is too long for that."""
     data = os.fsencode(text)
     if len(data) < _LONGEST_ARGUMENT:
         return ["-c", text]
-    with open(workdir / LONG_COMMAND, "xb") as file:
+    with open(path, "xb") as file:
         file.write(data + b"\n")
-    return [f"./{LONG_COMMAND}"]
+    return [f"./{path.name}"]
 
 
 def signal_name(signum: int) -> str:
