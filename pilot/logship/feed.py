@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from pilot.logship.queue import RecordQueue
@@ -51,10 +52,10 @@ class Feed:
         """Records that were dropped: the spool was full, or the sink will never take them."""
         return self._queue.lost + self.refused
 
-    def put(self, record: Record, size: int) -> None:
-        """Take a record of `size` bytes."""
-        self._queue.put(record, size)
-        self._waiting += size
+    def put(self, records: Sequence[Record]) -> None:
+        """Take records."""
+        self._queue.extend(records)
+        self._waiting += sum(map(len, records))
         self._wake.set()
         if self._waiting >= self.sink.max_bytes // 4:  # a look at a busy file brings so much: sent before the next
             self._full.set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from pilot.logship.record import Record
@@ -29,8 +31,8 @@ class RecordQueue:
         self.lost = 0
         self._spool = spool
         self._files_limit = max(1, spool_limit // _MEMORY)
-        self._front: deque[tuple[Record, int]] = deque()
-        self._back: deque[tuple[Record, int]] = deque()
+        self._front: deque[Record] = deque()
+        self._back: deque[Record] = deque()
         self._back_bytes = 0
         self._files: deque[tuple[Path, int]] = deque()
         self._count = 0
@@ -38,22 +40,23 @@ class RecordQueue:
     def __len__(self) -> int:
         return len(self._front) + len(self._back) + sum(count for _, count in self._files)
 
-    def put(self, record: Record, size: int) -> None:
-        """Add a record of `size` bytes."""
-        self._back.append((record, size))
-        self._back_bytes += size
-        if self._back_bytes >= _MEMORY:
-            self._make_room()
+    def extend(self, records: Iterable[Record]) -> None:
+        """Add records."""
+        for record in records:
+            self._back.append(record)
+            self._back_bytes += len(record)
+            if self._back_bytes >= _MEMORY:
+                self._make_room()
 
     def peek(self, records: int, size: int) -> list[Record]:
         """The oldest records, at most so many and of so many bytes, but at least one if there is any."""
         self._refill()
         batch: list[Record] = []
-        for record, length in self._front:
-            if len(batch) >= records or (batch and length > size):
+        for record in islice(self._front, records):
+            size -= len(record)
+            if batch and size < 0:
                 break
             batch.append(record)
-            size -= length
         return batch
 
     def drop(self, count: int) -> None:
@@ -87,9 +90,10 @@ class RecordQueue:
         self._count += 1
         try:
             self._spool.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.write_text("".join(record.to_json() + "\n" for record, _ in self._back))
+            path.write_text("".join(f"{record.to_json()}\n" for record in self._back))
         except OSError:
             self.lost += len(self._back)
+            path.unlink(missing_ok=True)
         else:
             self._files.append((path, len(self._back)))
         self._back.clear()
@@ -105,7 +109,7 @@ class RecordQueue:
                 self.lost += count
                 continue
             path.unlink(missing_ok=True)
-            self._front.extend((Record.from_json(line), len(line)) for line in lines)
+            self._front.extend(map(Record.from_json, lines))
         if not self._front:
             self._front, self._back = self._back, self._front
             self._back_bytes = 0

@@ -7,7 +7,8 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 #: Severities of a record, the words of Google Cloud Logging, which others understand too.
@@ -25,11 +26,14 @@ _WORDS = {
     "DEBUG": "DEBUG",
     "VERBOSE": "DEBUG",
 }
-#: A severity as loggers write it: a word in capitals that stands alone, near the beginning of a line.
-_SEVERITY = re.compile(rf"(?<![\w-])({'|'.join(_WORDS)})(?![\w-])")
+#: A severity as loggers write it: a word in capitals that stands alone, near the beginning of a line. What stands
+#: before it is looked at last, so that the engine can skip to the first letters: five times as fast.
+_SEVERITY = re.compile("(" + "|".join(rf"{word}(?<![\w-]{word})" for word in _WORDS) + r")(?![\w-])")
 _ERROR_LINE = re.compile(
     r"Traceback \(most recent call last\)|[A-Z]\w*(?:Error|Exception)(?::|$)|[Ee]rror:|Segmentation fault"
 )
+#: Parts of which one is in each such line.
+_ERROR_PARTS = ("rror", "Exception", "Traceback", "Segmentation")
 #: Characters of a line in which a severity is looked for.
 _HEAD = 160
 #: Levels that a JSON line may have: OpenSearch maps 20 by default, Google's messages end at about 30.
@@ -61,75 +65,95 @@ class Origin:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+#: Made once: `json.dumps` with options makes an encoder at every call, which takes longer than the record.
+_encode = json.JSONEncoder(separators=(",", ":"), default=str).encode
+
+
 class Record:
-    """One line on its way.
+    """One line on its way. It is JSON from the beginning: that is what spools and most sinks want, and it is small.
 
     Attributes:
         when: seconds since 1970 when the pilot saw the line.
         severity: one of `SEVERITIES`.
         source: the file it comes from, relative to the job directory.
         sequence: counts the records of a source from 1: where a number is missing, a record is.
-        fields: all that is sent, JSON values.
     """
 
-    when: float
-    severity: str
-    source: str
-    sequence: int
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    __slots__ = ("_fields", "_json", "_plain", "sequence", "severity", "source", "when")
+
+    def __init__(self, text: str, when: float, severity: str, source: str, sequence: int, *, plain: bool) -> None:
+        self._json = text
+        self._plain = plain
+        self._fields: Mapping[str, Any] | None = None
+        self.when = when
+        self.severity = severity
+        self.source = source
+        self.sequence = sequence
+
+    def __len__(self) -> int:
+        """Bytes of its JSON."""
+        return len(self._json)
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """All that is sent, JSON values."""
+        if self._fields is None:
+            self._fields = json.loads(self._json)
+        return self._fields
 
     @property
     def message(self) -> str:
         """The text for a person; for a JSON line without one the whole line."""
         text = self.fields.get("message")
-        return text if isinstance(text, str) else json.dumps(dict(self.fields), default=str)
+        return text if isinstance(text, str) else json.dumps(dict(self.fields))
 
-    def to_json(self) -> str:
-        """One line of JSON, for spools and for sinks that take such lines."""
-        return json.dumps(dict(self.fields), separators=(",", ":"), default=str)
+    def to_json(self, more: Mapping[str, str] | None = None) -> str:
+        """One line of JSON in ASCII; `more` goes before, but for what the line itself has keys for."""
+        if not more:
+            return self._json
+        if self._plain:
+            return f"{_encode(more)[:-1]},{self._json[1:]}"
+        return _encode({**more, **self.fields})
 
     @classmethod
     def from_json(cls, text: str) -> Record:
         """The record of `to_json`."""
         fields = json.loads(text)
-        return cls(
-            when=float(fields["PilotTimeStamp"]),
-            severity=str(fields["severity"]),
-            source=str(fields["file"]),
-            sequence=int(fields["seq"]),
-            fields=fields,
-        )
+        when, severity = float(fields["PilotTimeStamp"]), str(fields["severity"])
+        return cls(text, when, severity, str(fields["file"]), int(fields["seq"]), plain=False)
 
 
-def make_record(
-    origin: Mapping[str, str],
-    *,
-    source: str,
-    number: int,
-    sequence: int,
-    phase: str,
-    text: str,
-    severity: str = "",
-) -> Record:
-    """The record of a line. One that is a JSON object keeps its keys; our own keys win over them.
+class RecordMaker:
+    """Makes the records of one source in one phase: what they have in common is written as JSON once.
 
-    The severity is looked for in the text if it is not given.
+    Args:
+        origin: whose they are.
+        source: the file they come from.
+        phase: of the job.
     """
-    when = time.time()
-    content = _json_object(text) if text.startswith("{") else None
-    severity = severity or severity_of(text, content)
-    fields: dict[str, Any] = {**(content if content is not None else {"message": text})}
-    fields |= origin
-    fields |= {
-        "PilotTimeStamp": when,
-        "severity": severity,
-        "file": source,
-        "line": number,
-        "seq": sequence,
-        "phase": phase,
-    }
-    return Record(when=when, severity=severity, source=source, sequence=sequence, fields=fields)
+
+    def __init__(self, origin: Mapping[str, str], source: str, phase: str) -> None:
+        self._source = source
+        self._common = {**origin, "file": source, "phase": phase}
+        self._common_json = _encode(self._common)[1:-1]
+
+    def make(self, number: int, sequence: int, text: str, severity: str = "") -> Record:
+        """The record of a line. One that is a JSON object keeps its keys; our own keys win over them.
+
+        The severity is looked for in the text if it is not given.
+        """
+        when = time.time()
+        content = _json_object(text) if text.startswith("{") else None
+        severity = severity or severity_of(text, content)
+        if content is None:
+            line = (
+                f'{{"message":{encode_basestring_ascii(text)},{self._common_json},"PilotTimeStamp":{when!r},'
+                f'"severity":"{severity}","line":{number},"seq":{sequence}}}'
+            )
+            return Record(line, when, severity, self._source, sequence, plain=True)
+        own = {"PilotTimeStamp": when, "severity": severity, "line": number, "seq": sequence}
+        line = _encode({**content, **self._common, **own})
+        return Record(line, when, severity, self._source, sequence, plain=False)
 
 
 def severity_of(text: str, content: Mapping[str, Any] | None = None) -> str:
@@ -138,10 +162,14 @@ def severity_of(text: str, content: Mapping[str, Any] | None = None) -> str:
         for key in ("severity", "level", "levelname", "log_level"):
             if isinstance(content.get(key), str):
                 return _WORDS.get(content[key].upper(), "INFO")
-    found = _SEVERITY.search(text, 0, _HEAD)
+    head = text[:_HEAD]
+    found = _SEVERITY.search(head)
     if found:
         return _WORDS[found[1]]
-    return "ERROR" if _ERROR_LINE.search(text, 0, _HEAD) else "INFO"
+    for part in _ERROR_PARTS:
+        if part in head:
+            return "ERROR" if _ERROR_LINE.search(head) else "INFO"
+    return "INFO"
 
 
 def _json_object(text: str) -> dict[str, Any] | None:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pilot.logship.feed import SPOOL_LIMIT, Feed
-from pilot.logship.record import Origin, make_record
+from pilot.logship.notice import Notice
+from pilot.logship.record import Origin, Record, RecordMaker
 from pilot.logship.sink import LogSink
 from pilot.logship.tail import Line, Tail
 from pilot.masking import Masker
@@ -17,10 +18,14 @@ from pilot.stop import Deadline
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between looks at the files while lines come, and while none do. A look at four quiet files costs 40 us.
+#: Seconds between looks at the files while lines come, and the longest while none do and nobody tells of any.
 _BUSY, _QUIET = 0.1, 0.5
-#: Bytes that a record has beside its line.
-_ENVELOPE = 300
+#: Seconds between looks at quiet files that the kernel watches for us: it does not see what other nodes write.
+_WATCHED = 5.0
+#: Lines found in a look after which the next one follows at once.
+_MANY = 1000
+#: Seconds between records that tell of losses.
+_TELL = 5.0
 #: Seconds that the rate limit looks back.
 _BURST = 10.0
 
@@ -59,22 +64,29 @@ class LogShip:
         self._masker = masker
         self._feeds = [Feed(sink, spool / f"{number}-{sink.name}", spool_limit) for number, sink in enumerate(sinks)]
         self._tails: dict[str, Tail] = {}
+        self._makers: dict[str, RecordMaker] = {}
         self._sequences: dict[str, int] = {}
+        self._made: list[Record] = []
         self._rate = rate
         self._allowance = rate * _BURST
         self._tasks: list[asyncio.Task[None]] = []
         self._told_lost = 0
+        self._told_at = 0.0
+        self._notice: Notice | None = None
 
     def follow(self, path: Path, start: int = 0) -> None:
         """Send the lines of a file, from byte `start` of it as it is now; or all, when it is made."""
         name = str(path.relative_to(self._top)) if path.is_relative_to(self._top) else path.name
         if name not in self._tails:
             self._tails[name] = Tail(path, self._masker.stream(), start)
+            if self._notice:
+                self._notice.poke()
 
     def enter(self, phase: str) -> None:
         """The job enters a phase; what was written by now belongs to the one before."""
         self._look()
         self._phase = phase
+        self._makers.clear()
 
     def start(self) -> None:
         """Begin to follow and to send."""
@@ -87,7 +99,12 @@ class LogShip:
         watching.cancel()
         await asyncio.wait({watching})
         for name, tail in self._tails.items():
+            while lines := tail.read():
+                self._ship(name, lines)
+                self._hand_over()
             self._ship(name, tail.finish(), last=True)
+        self._hand_over()
+        self._told_at = 0.0
         self._tell_losses()
         for feed in self._feeds:
             feed.finish(deadline)
@@ -105,22 +122,52 @@ class LogShip:
         return lost | ({"rate": self.over_rate} if self.over_rate else {})
 
     async def _watch(self) -> None:
+        try:
+            self._notice = Notice()
+        except OSError as error:
+            logger.debug("log files are looked at each %.1f s: %s", _QUIET, error)
+        try:
+            await self._look_for_ever()
+        finally:
+            self._stop_notice()
+
+    async def _look_for_ever(self) -> None:
         period, looked = _BUSY, time.monotonic()
         while True:
-            await asyncio.sleep(period)
+            await (self._wait_for_lines() if self._notice and period == _QUIET else asyncio.sleep(period))
             now = time.monotonic()
             self._allowance = min(self._allowance + self._rate * (now - looked), self._rate * _BURST)
             looked = now
             found = self._look()
             self._tell_losses()
-            period = 0 if found >= 1000 else _BUSY if found else min(_QUIET, period * 2 or _BUSY)
+            period = 0 if found >= _MANY else _BUSY if found else min(_QUIET, period * 2 or _BUSY)
+
+    async def _wait_for_lines(self) -> None:
+        """Until the kernel says that something happened. If it overlooks lines, it is not asked again."""
+        assert self._notice  # noqa: S101 - told to mypy
+        self._notice.clear()
+        try:
+            self._notice.watch(tail.path for tail in self._tails.values())
+        except OSError as error:
+            logger.debug("log files are looked at each %.1f s: %s", _QUIET, error)
+            self._stop_notice()
+            return
+        if not self._look() and not await self._notice.wait(_WATCHED) and self._look():
+            self._stop_notice()
+
+    def _stop_notice(self) -> None:
+        if self._notice:
+            self._notice.close()
+            self._notice = None
 
     def _look(self) -> int:
         """Ship what is new; how many lines it was."""
-        return sum(self._ship(name, tail.read()) for name, tail in self._tails.items())
+        found = sum(self._ship(name, tail.read()) for name, tail in self._tails.items())
+        self._hand_over()
+        return found
 
     def _ship(self, source: str, lines: list[Line], *, last: bool = False) -> int:
-        """Ship the new lines of a source, the `last` ones perhaps; how many it was."""
+        """Make records of the new lines of a source, the `last` ones perhaps; how many lines it was."""
         for line in lines:
             if self._rate and self._allowance < 1:
                 self.over_rate += 1
@@ -131,21 +178,25 @@ class LogShip:
 
     def _put(self, source: str, number: int, text: str, severity: str = "") -> None:
         sequence = self._sequences[source] = self._sequences.get(source, 0) + 1
-        record = make_record(
-            self._origin,
-            source=source,
-            number=number,
-            sequence=sequence,
-            phase=self._phase,
-            text=text,
-            severity=severity,
-        )
-        for feed in self._feeds:
-            feed.put(record, len(text) + _ENVELOPE)
+        maker = self._makers.get(source)
+        if maker is None:
+            maker = self._makers[source] = RecordMaker(self._origin, source, self._phase)
+        self._made.append(maker.make(number, sequence, text, severity))
+
+    def _hand_over(self) -> None:
+        """Give what was made to the sinks."""
+        if self._made:
+            for feed in self._feeds:
+                feed.put(self._made)
+            self._made = []
 
     def _tell_losses(self) -> None:
-        """A reader learns in the stream itself that lines are missing."""
+        """A reader learns in the stream itself that lines are missing, and who reads the pilot's log, too."""
         lost = sum(feed.lost for feed in self._feeds) + self.over_rate
-        if lost > self._told_lost:
-            self._put("pilot", 0, f"WARNING {lost - self._told_lost} lines were lost or kept back before this one")
-            self._told_lost = lost
+        if lost > self._told_lost and time.monotonic() - self._told_at >= _TELL:
+            text = f"{lost - self._told_lost} lines were lost or kept back before this one"
+            if not self._told_lost:
+                logger.warning("live log: %s", text)
+            self._put("pilot", 0, f"WARNING {text}")
+            self._hand_over()
+            self._told_lost, self._told_at = lost, time.monotonic()

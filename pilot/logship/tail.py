@@ -17,6 +17,8 @@ CUT_MARK = " [... line cut]"
 
 #: Control characters, but for tab, as escapes: a terminal that shows the log must not obey it.
 _PRINTABLE = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)] if code != 9}
+#: Bytes of lines that need no change: printable ASCII, tabs, line ends.
+_PLAIN = bytes([9, 10, *range(32, 127)])
 
 
 class Line(NamedTuple):
@@ -120,8 +122,14 @@ class Tail:
             return True
 
     def _lines(self, data: bytes) -> list[Line]:
-        *whole, rest = (self._rest + data).split(b"\n")
-        lines = [line for piece in whole if (line := self._line(piece)) is not None]
+        data = self._rest + data
+        *whole, rest = data.split(b"\n")
+        if whole and not self._cutting and len(max(whole, key=len)) <= LINE_LIMIT and not data.translate(None, _PLAIN):
+            first = self._number + 1
+            self._number += len(whole)
+            lines = list(map(Line, range(first, self._number + 1), data.decode("ascii").split("\n")))
+        else:
+            lines = [line for piece in whole if (line := self._line(piece)) is not None]
         if len(rest) > LINE_LIMIT:
             if not self._cutting:
                 lines.append(self._numbered(rest[:LINE_LIMIT], cut=True))

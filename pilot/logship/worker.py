@@ -83,7 +83,7 @@ class WorkerShip(LogShip):
             self._put_limited(source, line.number, line.text, level[1] if level else "")
         if _DONE in line.text:
             self._end_block(source)
-            self._origin = dict(self._idle)
+            self._belongs_to(self._idle)
 
     def _end_block(self, source: str) -> None:
         """A message of one line is an error only if it says so."""
@@ -102,7 +102,12 @@ class WorkerShip(LogShip):
     def _begin_job(self, text: str) -> None:
         found = {"PandaJobID": _JOB_ID, "jobName": _JOB_NAME, "TaskID": _TASK_ID}
         matches = {key: pattern.search(text) for key, pattern in found.items()}
-        self._origin = {**self._idle, **{key: match[1] for key, match in matches.items() if match}}
+        self._belongs_to({**self._idle, **{key: match[1] for key, match in matches.items() if match}})
+
+    def _belongs_to(self, origin: Mapping[str, str]) -> None:
+        """The next lines do."""
+        self._origin = dict(origin)
+        self._makers.clear()
 
 
 def make_masker(environ: Mapping[str, str]) -> Masker:

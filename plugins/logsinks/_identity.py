@@ -9,10 +9,10 @@ from pilot.logship.record import Record
 
 
 class Identity:
-    """Names the records of one job for one sink.
+    """Names the records of one pilot for one sink.
 
-    A name is made of job, source and sequence number, and of some random bits: should another pilot run the same job
-    again, or a log have no job, nothing is taken for a repetition that is none.
+    A name is made of source and sequence number, and of some random bits: should another pilot run the same job again,
+    nothing is taken for a repetition that is none.
     """
 
     def __init__(self) -> None:
@@ -20,10 +20,9 @@ class Identity:
         self._prefixes: dict[str, str] = {}
 
     def of(self, record: Record) -> str:
-        """The name: letters, digits, `-` and `.`, at most 80 characters."""
+        """The name: letters, digits and `-`, at most 40 characters."""
         prefix = self._prefixes.get(record.source)
         if prefix is None:
             digest = hashlib.blake2b(record.source.encode("utf-8", "surrogatepass"), key=self._salt, digest_size=8)
             prefix = self._prefixes[record.source] = digest.hexdigest()
-        job = str(record.fields.get("PandaJobID") or "0")[:20]
-        return f"{job if job.isalnum() else 0}-{prefix}-{record.sequence}"
+        return f"{prefix}-{record.sequence}"

@@ -24,7 +24,7 @@ class FileSink(LogSink):
 
     def send(self, batch: Sequence[Record]) -> None:
         """Write all lines with as few calls as the kernel allows."""
-        data = "".join(f"{record.to_json()}\n" for record in batch).encode("utf-8", "backslashreplace")
+        data = "".join(f"{record.to_json()}\n" for record in batch).encode("ascii")
         try:
             fd = self._open()
             while data:

@@ -83,11 +83,9 @@ class Opensearch(LogSink):
         return items
 
     def _lines(self, name: str, record: Record) -> str:
-        when = datetime.fromtimestamp(record.when, UTC)
-        index = f"{self.context.log_name.lower()}-{when:%Y.%m.%d}"
-        stamp = when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        document = json.dumps({"@timestamp": stamp, **record.fields}, separators=(",", ":"), default=str)
-        return f'{{"create":{{"_index":{json.dumps(index)},"_id":"{name}"}}}}\n{document}\n'
+        stamp = datetime.fromtimestamp(record.when, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        index = json.dumps(f"{self.context.log_name.lower()}-{stamp[:10].replace('-', '.')}")
+        return f'{{"create":{{"_index":{index},"_id":"{name}"}}}}\n{record.to_json({"@timestamp": stamp})}\n'
 
     def _sort(self, named: Sequence[tuple[str, Record]], items: Sequence[Mapping[str, Any]]) -> int:
         """Note what is settled, and how many never will be taken; returns how many must be sent again."""

@@ -7,12 +7,12 @@ import json
 import socketserver
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from pilot.logship.record import Origin
+from pilot.logship.record import Origin, Record, RecordMaker
 from pilot.logship.shipper import LogShip
 from pilot.logship.sink import LogSink
 from pilot.masking import Masker
@@ -178,3 +178,8 @@ def ship_lines(top: Path, sink: LogSink, count: int, between: Callable[[int], ob
         return log.losses()
 
     return asyncio.run(main())
+
+
+def make_record(origin: Mapping[str, str], *, source: str, number: int, sequence: int, phase: str, text: str) -> Record:
+    """The record of one line."""
+    return RecordMaker(origin, source, phase).make(number, sequence, text)

@@ -9,9 +9,10 @@ import pytest
 
 from pilot.devserver.client import LocalDevServer
 from pilot.logship.choose import make_sinks, parse
-from pilot.logship.record import Origin, make_record
+from pilot.logship.record import Origin
 from pilot.logship.sink import SinkContext
 from tests.parts.browser import browser
+from tests.parts.logs import make_record
 
 EVIL = '<img src=x onerror="document.title=1"><script>document.title="taken"</script>'
 

@@ -4,11 +4,11 @@ import pytest
 
 from pilot.errors import Code, PilotError
 from pilot.logship.choose import make_sinks, parse
-from pilot.logship.record import Origin, make_record
+from pilot.logship.record import Origin
 from pilot.logship.sink import SinkContext, SinkError
 from tests.parts import free_port
 from tests.parts.fluentd import FluentdServer
-from tests.parts.logs import ship_lines, until
+from tests.parts.logs import make_record, ship_lines, until
 
 pytest.importorskip("fluent")
 

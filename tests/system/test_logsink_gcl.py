@@ -9,11 +9,11 @@ import pytest
 
 from pilot.errors import Code, PilotError
 from pilot.logship.choose import make_sinks, parse
-from pilot.logship.record import Origin, make_record
+from pilot.logship.record import Origin
 from pilot.logship.sink import SinkContext, SinkError
 from tests.parts import free_port
 from tests.parts.gcl import GclServer, service_account
-from tests.parts.logs import ship_lines
+from tests.parts.logs import make_record, ship_lines
 
 pytest.importorskip("google.cloud.logging_v2")
 ORIGIN = Origin(task_id="7", job_id="42", worker_id="9", harvester_id="h", host="wn1", queue="Q")
@@ -131,11 +131,11 @@ def test_a_server_that_comes_later_gets_all(tmp_path):
 _OVER_TLS = """
 import os, sys
 from pilot.logship.choose import make_sinks, parse
-from pilot.logship.record import Origin, make_record
+from pilot.logship.record import Origin, RecordMaker
 from pilot.logship.sink import SinkContext
 sink, = make_sinks(parse(f"google-cloud-logging;https://localhost:{sys.argv[1]}"),
                    SinkContext(timeout=5.0, environ=os.environ))
-sink.send([make_record(Origin(host="h").fields(), source="s", number=1, sequence=1, phase="p", text="hi")])
+sink.send([RecordMaker(Origin(host="h").fields(), "s", "p").make(1, 1, "hi")])
 sink.close()
 """
 

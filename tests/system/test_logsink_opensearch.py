@@ -9,10 +9,10 @@ import uuid
 import pytest
 
 from pilot.logship.choose import make_sinks, parse
-from pilot.logship.record import Origin, make_record
+from pilot.logship.record import Origin
 from pilot.logship.sink import SinkContext, SinkError
 from pilot.masking import Secret
-from tests.parts.logs import ship_lines
+from tests.parts.logs import make_record, ship_lines
 from tests.parts.opensearch import Door, search_server
 
 pytest.importorskip("opensearchpy")

@@ -8,11 +8,11 @@ import pytest
 
 from pilot.errors import Code, PilotError
 from pilot.logship.choose import Choice, make_sinks, parse
-from pilot.logship.record import Origin, make_record
+from pilot.logship.record import Origin
 from pilot.logship.sink import SinkContext, SinkError
 from pilot.masking import Secret
 from tests.parts import free_port
-from tests.parts.logs import LineServer, LogstashServer, LokiServer, ship_lines, until
+from tests.parts.logs import LineServer, LogstashServer, LokiServer, make_record, ship_lines, until
 
 ORIGIN = Origin(task_id="7", job_id="42", host="wn1", queue="Q")
 
