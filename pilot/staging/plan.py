@@ -8,16 +8,25 @@ protocol; else it leaves the file in the launch directory, for the batch system 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from pilot.errors import Code, PilotError, Trait, TransferError
+from pilot.errors import Code, Trait, TransferError
 from pilot.experiment import Experiment
-from pilot.job import File, Kind
+from pilot.job import File, Job, Kind
 from pilot.queuedata import Queue, QueueInfo, Storage, StorageProtocol, hash_path
+from pilot.staging.choice import Candidate, Choice, not_mounted
+from pilot.staging.copytool import Handle
+from pilot.staging.replicas import DIRECT_LAN, Place, Replicas, direct_schemes, reads_directly
 from pilot.staging.result import shown
 from pilot.staging.toolbox import ToolBox
+
+__all__ = ["Candidate", "Planner", "input_limit"]
+
+logger = logging.getLogger(__name__)
 
 #: The tool for paths.
 LOCAL_TOOL = "mv"
@@ -29,25 +38,6 @@ DEFAULT_INPUT_SIZE = 14336
 READ, WRITE = ("read_lan", "read_wan", "pr", "r"), ("write_lan", "write_wan", "pw", "w")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One way for a file.
-
-    Attributes:
-        tool: name of the copy tool.
-        url: for the tool.
-        endpoint: the storage, empty if no storage is concerned.
-        surl: what to report as the file's place instead of `url`, if that is not the same.
-        onward: the tool only hands the file over at `url`; the batch system takes it to `surl`.
-    """
-
-    tool: str
-    url: str
-    endpoint: str = ""
-    surl: str = ""
-    onward: bool = False
-
-
 class Planner:
     """Finds candidates for the files of one job.
 
@@ -57,8 +47,8 @@ class Planner:
         experiment: may have paths of its own.
         launch_dir: where the pilot was started.
         input_dir, output_dir: of the command line, None if not given.
-        analysis: an analysis job: a unified queue may have storages for those.
-        job_id: PandaID, for tools that make it a part of their paths.
+        job: whose files they are: a unified queue may have storages for analysis, tools may have PandaIDs in paths.
+        replicas: of inputs; by default nobody knows any, and inputs are where the layout of their storage says.
     """
 
     def __init__(
@@ -70,8 +60,8 @@ class Planner:
         launch_dir: Path,
         input_dir: Path | None = None,
         output_dir: Path | None = None,
-        analysis: bool = False,
-        job_id: int = 0,
+        job: Job | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
         self._info = info
         self._tools = tools
@@ -79,28 +69,40 @@ class Planner:
         self._launch_dir = launch_dir
         self._input_dir = input_dir
         self._output_dir = output_dir
-        self._analysis = analysis and info.queue.type == "unified"
-        self._job_id = job_id
+        self._job = job or Job(job_id=0)
+        self._analysis = self._job.is_analysis and info.queue.type == "unified"
+        self._reading = ["read_lan_analysis", "read_lan"] if self._analysis else ["read_lan"]
+        self._near = info.queue.storages(self._reading)
+        self._replicas = replicas or Replicas(info.queue, self._near)
+        self._said: set[tuple[str, str]] = set()
         self._final = experiment.mv_to_final_destination or info.queue.catchall_flag("mv_final_destination")
+
+    def look_up(self, files: Sequence[File], handle: Handle) -> Sequence[File]:
+        """The same inputs with what the catalogue knows of those that are neither here nor where the job says."""
+        wanted = [file for file in files if not file.url and not self._here(file)]
+        known = {file.lfn: file for file in self._replicas.look_up(wanted, handle, self._schemes())}
+        return [known.get(file.lfn, file) for file in files]
 
     def sources(self, file: File) -> list[Candidate]:
         """Where an input can be had.
 
         Raises:
-            PilotError: NOSTORAGE (1133), NOSTORAGEPROTOCOL (1313), UNKNOWNCOPYTOOL (1323), ...: why there is nothing.
+            PilotError: NOREPLICAS (1326), NOSTORAGE (1133), NOSTORAGEPROTOCOL (1313), UNKNOWNCOPYTOOL (1323), ...: why
+                there is nothing.
         """
         if file.url:
             return self._by_url(file, file.url, READ)
-        activities = ["read_lan_analysis", "read_lan"] if self._analysis else ["read_lan"]
-        tools = self._info.queue.tools(activities)
-        places = list(self._local_places(file, tools))
-        found = [Candidate(tool=LOCAL_TOOL, url=str(path)) for path in places if path.exists()]
-        problems: list[PilotError] = []
-        endpoint = file.endpoint or next(iter(self._info.queue.storages(activities)), "")
-        found += _collected(tools, lambda tool: self._in_storage(tool, file, endpoint, activities, READ), problems)
-        if not found and (self._input_dir or tools == [LOCAL_TOOL]):  # let the first place say what is missing
-            return [Candidate(tool=LOCAL_TOOL, url=str(places[0]))]
-        return found or _nothing(problems)
+        tools = self._info.queue.tools(self._reading)
+        choice = Choice()
+        choice.found += self._here(file)
+        local = bool(choice.found)
+        choice.ask(tools, partial(self._elsewhere, file, self._places(file, local)))
+        if not choice.found and (self._input_dir or tools == [LOCAL_TOOL]):  # let the first place say what is missing
+            return [Candidate(tool=LOCAL_TOOL, url=str(next(self._local_places(file, tools))))]
+        if not choice.found:
+            self._nothing(choice)
+        self._tell("inputs", choice)
+        return choice.sure() if local else self._with_direct(file, choice.sure())
 
     def destinations(self, file: File) -> list[Candidate]:
         """Where an output goes.
@@ -115,14 +117,119 @@ class Planner:
         activities = ["write_lan_analysis"] if self._analysis else []
         activities = [*(["pl"] if file.kind is Kind.LOG else []), *activities, "write_lan", "w"]
         endpoint = self._output_endpoint(file, activities)
-        problems: list[PilotError] = []
+        choice = Choice()
+        choice.ask(self._info.queue.tools(activities), partial(self._to_storage, file, endpoint, activities))
+        if not choice.found:
+            choice.nothing()
+        self._tell(f"{file.kind.value}s", choice)
+        return [*choice.sure(), *self._alternative(file, endpoint, activities)]
 
-        def ways(tool: str) -> Iterable[Candidate]:
-            if tool == LOCAL_TOOL and not self._final:
-                return self._in_file_storage_or_onward(file, endpoint, activities)
-            return self._in_storage(tool, file, endpoint, activities, WRITE)
+    def _tell(self, what: str, choice: Choice) -> None:
+        """One line why a tool was chosen, not one for each file."""
+        text = choice.told()
+        if text and (what, text) not in self._said:
+            self._said.add((what, text))
+            logger.info("%s: %s", what, text)
 
-        return _collected(self._info.queue.tools(activities), ways, problems) or _nothing(problems)
+    def _nothing(self, choice: Choice) -> None:
+        if self._replicas.problem:
+            raise self._replicas.problem
+        choice.nothing()
+
+    # --- inputs
+
+    def _here(self, file: File) -> list[Candidate]:
+        """A file that somebody has brought to this node."""
+        places = self._local_places(file, self._info.queue.tools(self._reading))
+        return [Candidate(tool=LOCAL_TOOL, url=str(path)) for path in places if path.exists()]
+
+    def _schemes(self) -> list[str]:
+        """What somebody here can read, the preferred first: the tools of the queue, and payloads with direct access."""
+        tools = self._info.queue.tools(self._reading)
+        found = [
+            scheme
+            for tool in tools
+            for scheme in self._info.queue.schemas(self._reading, tool) or sorted(self._tools.schemes(tool))
+        ]
+        direct = {*direct_schemes(self._info.queue, True), *direct_schemes(self._info.queue, False)}
+        return list(dict.fromkeys([*found, *(scheme for scheme in DIRECT_LAN if scheme in direct)]))
+
+    def _places(self, file: File, local: bool) -> list[Place] | None:
+        """The replicas of a file; None if only the layout of its storage can tell."""
+        if not self._replicas.known:
+            return None
+        try:
+            return self._replicas.of(file)
+        except TransferError:
+            if local:
+                return []
+            raise
+
+    def _elsewhere(self, file: File, places: list[Place] | None, tool: str) -> list[Candidate]:
+        if places is not None:
+            return self._of_replicas(file, places, tool)
+        endpoint = file.endpoint or next(iter(self._near), "")
+        return self._in_storage(tool, file, endpoint, self._reading, READ)
+
+    def _of_replicas(self, file: File, places: list[Place], tool: str) -> list[Candidate]:
+        """Those replicas that a tool can read, best first; of one storage by the queue's order of schemes."""
+        schemes = self._info.queue.schemas(self._reading, tool)
+        able = self._tools.get(tool).schemes
+        usable = [
+            (places.index(next(one for one in places if one.replica.endpoint == place.replica.endpoint)), scheme, place)
+            for place in places
+            if (scheme := _scheme_of(place.replica.url)) in able and (not schemes or scheme in schemes)
+        ]
+        if not usable:
+            there = ", ".join(dict.fromkeys(_scheme_of(place.replica.url) for place in places))
+            detail = f"{file.scope}:{file.lfn} has no replica that {tool} can read, only by {there}"
+            raise TransferError(Code.NOREPLICAS, detail, Trait.NEXT)
+        usable.sort(key=lambda item: (item[0], schemes.index(item[1]) if schemes else 0))
+        return [_of_replica(tool, place) for _, _, place in usable]
+
+    def _with_direct(self, file: File, found: list[Candidate]) -> list[Candidate]:
+        """First the ways by which the payload reads the input itself, if job and queue want that (PILOT3 4.3)."""
+        if not reads_directly(file, self._job):
+            return found
+        direct: dict[str, Candidate] = {}
+        for way in found:
+            if way.tool != LOCAL_TOOL and _scheme_of(way.url) in direct_schemes(self._info.queue, way.near):
+                direct.setdefault(way.url, replace(way, direct=True))
+        return [*direct.values(), *found]
+
+    # --- outputs
+
+    def _to_storage(self, file: File, endpoint: str, activities: list[str], tool: str) -> list[Candidate]:
+        if tool == LOCAL_TOOL and not self._final:
+            return self._in_file_storage_or_onward(file, endpoint, activities)
+        return self._into(file, endpoint, activities, tool)
+
+    def _into(self, file: File, endpoint: str, activities: list[str], tool: str) -> list[Candidate]:
+        return self._in_storage(tool, file, endpoint, activities, WRITE)
+
+    def _alternative(self, file: File, endpoint: str, activities: list[str]) -> list[Candidate]:
+        """The ways to one other storage, if the queue wants that, else if the job does (PILOT3 4.4)."""
+        wanted = self._info.queue.allow_altstageout
+        if not (self._job.alt_stageout if wanted is None else wanted):
+            return []
+        for other in self._others(file, endpoint, activities):
+            choice = Choice()
+            choice.ask(self._info.queue.tools(activities), partial(self._into, file, other, activities))
+            if ways := [way for way in choice.found if not way.doubt]:
+                return ways
+        return []
+
+    def _others(self, file: File, endpoint: str, activities: list[str]) -> list[str]:
+        """Other storages for an output, the best first.
+
+        The job's own if the queue does not list it, those behind the first one in the queue's list and then those
+        before it; for a log also those of data. Never the nucleus: it gets its copy later.
+        """
+        allowed = self._info.queue.storages(activities)
+        place = allowed.index(endpoint) if endpoint in allowed else 0
+        data = self._info.queue.storages([name for name in activities if name != "pl"])
+        names = [file.endpoint, *allowed[place:], *allowed[:place], *data]
+        return [name for name in dict.fromkeys(names) if name not in ("", endpoint, self._job.nucleus)]
 
     def _local_places(self, file: File, tools: Iterable[str]) -> Iterator[Path]:
         if self._input_dir is not None:
@@ -184,12 +291,19 @@ class Planner:
     def _candidate(self, tool: str, file: File, storage: Storage, protocol: StorageProtocol) -> Candidate:
         surl = self._surl(tool, file, storage, protocol)
         url = surl.replace("%", "%25") if protocol.scheme == "file" else surl  # an LFN is not a URL: %41 is no A
-        return Candidate(tool=tool, url=url, endpoint=storage.name, surl=surl if surl != url else "")
+        return Candidate(
+            tool=tool,
+            url=url,
+            endpoint=storage.name,
+            surl=surl if surl != url else "",
+            near=not self._near or storage.name in self._near,
+            doubt=not_mounted(protocol, storage.name) if _scheme(protocol) == "file" else "",
+        )
 
     def _surl(self, tool: str, file: File, storage: Storage, protocol: StorageProtocol) -> str:
         path = self._experiment.storage_path(file.scope, file.lfn)
         if path is None and not storage.is_deterministic:
-            path = self._tools.get(tool).storage_path(file, storage.type, self._info.queue.name, self._job_id)
+            path = self._tools.get(tool).storage_path(file, storage.type, self._info.queue.name, self._job.job_id)
         return storage.surl(protocol, file.scope, file.lfn, path)
 
 
@@ -205,21 +319,18 @@ def _scheme(protocol: StorageProtocol) -> str:
     return protocol.scheme if "://" in protocol.endpoint else "file"
 
 
-def _collected(
-    tools: Iterable[str], ways: Callable[[str], Iterable[Candidate]], problems: list[PilotError]
-) -> list[Candidate]:
-    """What each tool can do; why it cannot goes to `problems`."""
-    found: list[Candidate] = []
-    for tool in tools:
-        try:
-            found += ways(tool)
-        except PilotError as error:
-            problems.append(error)
-    return found
+def _scheme_of(url: str) -> str:
+    return url.partition("://")[0] if "://" in url else "file"
 
 
-def _nothing(problems: list[PilotError]) -> list[Candidate]:
-    """Raise the first problem, with the others in its detail."""
-    first = problems[0]
-    detail = "; ".join(dict.fromkeys(problem.detail for problem in problems))
-    raise TransferError(first.code, detail, Trait.FATAL)
+def _of_replica(tool: str, place: Place) -> Candidate:
+    replica = place.replica
+    path = replica.url.removeprefix("file://localhost").removeprefix("file://") if tool == LOCAL_TOOL else ""
+    return Candidate(
+        tool=tool,
+        url=replica.url.replace("%", "%25") if path else replica.url,  # a PFN is not escaped
+        endpoint=replica.endpoint,
+        surl=replica.url if "%" in path else "",
+        near=place.near,
+        doubt=f"there is no {path} here" if path and not Path(path).exists() else "",
+    )

@@ -8,7 +8,7 @@ import pytest
 
 from pilot.errors import Code, PilotError
 from pilot.experiment import Experiment
-from pilot.job import File, Kind
+from pilot.job import File, Job, Kind
 from pilot.queuedata import Queue, QueueInfo
 from pilot.staging.copytool import CopyTool
 from pilot.staging.plan import Candidate, Planner, input_limit
@@ -148,10 +148,11 @@ def test_input_dir_has_the_storage_layout_where_files_are_there_for_good(tmp_pat
 
 def test_a_tool_gets_the_protocols_of_its_schemes_only(tmp_path):
     queue = {"acopytools": {"read_lan": ["xrdcp", "mv"]}}
-    found = planner(tmp_path, queue, {"EOS": BOTH}).sources(input_(endpoint="EOS"))
+    mounted = storage(("davs://eos", "/eos"), ("root://eos", "//eos"), ("file://", str(tmp_path)))
+    found = planner(tmp_path, queue, {"EOS": mounted}).sources(input_(endpoint="EOS"))
     assert [(c.tool, c.url, c.endpoint) for c in found] == [
         ("xrdcp", f"root://eos//eos/{HASHED}", "EOS"),
-        ("mv", f"file:///mnt/eos/{HASHED}", "EOS"),
+        ("mv", f"file://{tmp_path}/{HASHED}", "EOS"),
     ]
 
 
@@ -178,7 +179,7 @@ def test_a_unified_queue_reads_analysis_inputs_from_their_own_storage(tmp_path):
         "astorages": {"read_lan": ["P"], "read_lan_analysis": ["A"]},
     }
     storages = {"A": ROOT, "P": ROOT}
-    assert planner(tmp_path, queue, storages, analysis=True).sources(input_())[0].endpoint == "A"
+    assert planner(tmp_path, queue, storages, job=Job(job_id=1, is_analysis=True)).sources(input_())[0].endpoint == "A"
     assert planner(tmp_path, queue, storages).sources(input_())[0].endpoint == "P"
 
 
@@ -291,7 +292,7 @@ def test_an_output_for_a_storage_without_layout_is_1329(tmp_path):
 @pytest.mark.parametrize(("tool", "kind"), [("s3", "OS_LOGS"), ("s3", "OS_ES"), ("gs", "")])
 def test_object_stores_without_layout_have_that_of_pilot_3(tmp_path, tool, kind):
     there = storage((f"{tool}://h.x:443", "/logs"), deterministic=False) | {"type": kind}
-    plan = planner(tmp_path, {"copytools": {tool: {}}}, {"S": there}, job_id=77)
+    plan = planner(tmp_path, {"copytools": {tool: {}}}, {"S": there}, job=Job(job_id=77))
     (way,) = plan.destinations(output(endpoint="S", lfn="a.log.tgz", dataset="user.x/log.#{pandaid}"))
     assert way.url == f"{tool}://h.x:443/logs/Q/user.x/log.77/a.log.tgz"
 
