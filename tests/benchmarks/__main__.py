@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import bench_logship
 from tests.benchmarks.measures import Bench, Plan
 from tests.benchmarks.pilots import ROOT, BrokenRunError, Pilot, ours
 from tests.benchmarks.table import table
@@ -26,6 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer runs, a payload that sleeps 10 s and not 60")
     parser.add_argument("--no-peer", action="store_true", help="leave Pilot 3 out")
+    parser.add_argument("--no-logs", action="store_true", help="leave live logs out")
     parser.add_argument("--dir", type=Path, default=ROOT / ".cache" / "benchmarks", help="where to work (%(default)s)")
     args = parser.parse_args()
     plan, peer_plan = (QUICK, PEER_QUICK) if args.quick else (FULL, PEER_FULL)
@@ -33,6 +35,7 @@ def main() -> int:
     try:
         theirs = Bench(peer, peer_plan, args.dir).measure() if peer else {}
         mine = Bench(ours(), plan, args.dir).measure()
+        mine |= {} if args.no_logs else bench_logship.measure(3.0 if args.quick else 20.0)
     except BrokenRunError as error:
         print(f"a run broke: {error}", file=sys.stderr)
         return 1

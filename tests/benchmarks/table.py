@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from tests.benchmarks.bench_logship import NETWORK_RATE, RATES, SINKS
 from tests.benchmarks.measures import Plan, Samples
 
 
@@ -45,7 +46,7 @@ class Row:
 
     def verdict(self, values: Sequence[float]) -> str:
         """Whether the median is at the target."""
-        if not self.judged:
+        if not self.judged or not values:
             return "not judged"
         if self.form == "of":
             reached = min(values) >= self.limit
@@ -85,14 +86,27 @@ def rows(plan: Plan) -> list[Row]:
         Row(key="log_sleep", what="... and the log is in the storage", limit=1, most=False, form="of"),
         Row(key="stop_ignore", what="SIGTERM to final report, payload ignores it", limit=25, unit=" s"),
         Row(key="log_ignore", what="... and the log is in the storage", limit=1, most=False, form="of"),
+        *_log_rows(),
     ]
+
+
+def _log_rows() -> Iterator[Row]:
+    """Live logs: 100 bytes a line."""
+    yield Row(key="log_p99", what="live log: p99 from a line to its record, 100 lines/s", limit=1, unit=" s")
+    yield Row(key="log_idle", what="live log: CPU with four quiet files", limit=0.05, unit=" %", form=".3f")
+    for kind in SINKS:
+        what = f"live log: CPU at {RATES.get(kind, NETWORK_RATE):,} lines/s to {kind}"
+        yield Row(key=f"log_{kind}", what=what, limit=30, unit=" %", form=".0f")
+    yield Row(key="log_memory", what="live log: memory beside the sink's library", limit=15, unit=" MiB", form=".1f")
+    yield Row(key="log_behind", what="live log: last line behind at these rates", limit=1, unit=" s", form=".1f")
+    yield Row(key="log_missing", what="live log: lines lost at these rates", limit=0, form="g")
 
 
 def table(plan: Plan, mine: Samples, theirs: Samples, peer: str) -> Iterator[str]:
     """The lines of the table, as Markdown."""
     lines = [["what", "target", "this pilot", peer, "times better", ""], []]
     for row in rows(plan):
-        here, there = mine[row.key], theirs.get(row.key, [])
+        here, there = mine.get(row.key, []), theirs.get(row.key, [])
         target = "all" if row.form == "of" else row.target
         lines.append([row.what, target, row.show(here), row.show(there), row.ratio(here, there), row.verdict(here)])
     widths = [max(len(line[column]) for line in lines if line) for column in range(6)]
