@@ -71,6 +71,10 @@ class Mv(CopyTool):
         """False if inputs are linked."""
         return self._in != "link"
 
+    def sums_source(self) -> bool:
+        """True if outputs are copied."""
+        return self._out == "copy"
+
     def get(self, transfer: Transfer, handle: Handle) -> Stored:
         """Bring a file into the job's directory."""
         source, target = local_path(transfer.url), transfer.path

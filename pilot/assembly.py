@@ -21,7 +21,7 @@ from pilot.job import Job
 from pilot.jobreport import Speaker
 from pilot.masking import Masker
 from pilot.node import NodeFacts
-from pilot.outcome import Progress
+from pilot.outcome import Progress, Shown
 from pilot.pilotlog import PilotLog
 from pilot.processes import Processes
 from pilot.queuedata import Queue, QueueInfo, Sources
@@ -29,9 +29,11 @@ from pilot.removal import remove_tree
 from pilot.server import Server
 from pilot.server.tls import Tls
 from pilot.settings import Settings
-from pilot.staging.call import StagingLimits
 from pilot.staging.engine import StagingEngine
-from pilot.staging.plan import Planner, input_limit
+from pilot.staging.limits import input_cache, staging_limits
+from pilot.staging.plan import Planner
+from pilot.staging.result import StagingObserver
+from pilot.staging.room import Room
 from pilot.staging.toolbox import ToolBox
 from pilot.stop import in_thread
 
@@ -108,6 +110,12 @@ def make_bench(
     async def fetch_in_thread(url: str) -> bytes:
         return await in_thread(fetch, url)
 
+    room = Room()
+
+    def engine(of: QueueInfo, job: Job) -> StagingEngine:
+        show = Shown(progress, job)
+        return make_engine(settings, of, job, place, experiment, processes, checksum_types, observer=show, room=room)
+
     return Bench(
         settings=settings,
         server=server,
@@ -122,7 +130,7 @@ def make_bench(
         progress=progress,
         fetch=fetch_in_thread,
         environ=place.environ,
-        engine=lambda of, job: make_engine(settings, of, job, place, experiment, processes, checksum_types),
+        engine=engine,
         logship=lambda of, job, workdir: make_logship(settings, of, job, workdir, place, masker),
         main_dir=place.main_dir,
     )
@@ -154,6 +162,9 @@ def make_engine(
     experiment: Experiment,
     processes: Processes,
     checksum_types: tuple[str, ...] = (),
+    *,
+    observer: StagingObserver | None = None,
+    room: Room | None = None,
 ) -> StagingEngine:
     """What moves the files of a job."""
     tools = make_tools(settings, info.queue, place.launch_dir, place.environ)
@@ -164,15 +175,19 @@ def make_engine(
         launch_dir=place.launch_dir,
         input_dir=Path(settings.input_dir) if settings.input_dir else None,
         output_dir=Path(settings.output_dir) if settings.output_dir else None,
-        analysis=job.is_analysis,
-        job_id=job.job_id,
+        job=job,
     )
-    limits = StagingLimits(
-        attempts_out=max(settings.stageout_attempts, 2),
-        input_size=input_limit(info.queue),
-        checksum_types=checksum_types or (settings.checksum_type,),
+    room = room or Room()
+    return StagingEngine(
+        plan=plan,
+        tools=tools,
+        launcher=processes,
+        limits=staging_limits(settings, info.queue, checksum_types),
+        observer=observer,
+        environment=place.environ,
+        room=room,
+        cache=input_cache(settings, room),
     )
-    return StagingEngine(plan=plan, tools=tools, launcher=processes, limits=limits, environment=place.environ)
 
 
 def make_tools(settings: Settings, queue: Queue, launch_dir: Path, environ: Mapping[str, str]) -> ToolBox:

@@ -214,6 +214,7 @@ class JobRun:
 
     def _keep(self, result: StagingResult) -> None:
         """Note the files that arrived; raise for those that did not."""
+        self.outcome.metrics |= result.metrics
         for staged in result.staged:
             done = FileOutcome(file=staged.file, url=staged.url, size=staged.size, checksums=staged.checksums)
             self.outcome.files.append(done)

@@ -10,6 +10,9 @@ from typing import Any
 from pilot.errors import Code, PilotError
 from pilot.job import File, Job, Kind
 from pilot.server.report import FileReport, State, Usage
+from pilot.staging.progress import ProgressLine
+from pilot.staging.result import Progress as Transfers
+from pilot.staging.result import StagingObserver, StagingResult
 
 #: Phases of a job in their order; each has its time in a result, 0 for one that was not reached.
 PHASES = ("stagein", "setup", "payload", "stageout", "log", "report")
@@ -142,6 +145,9 @@ class Progress:
     def phase(self, job: Job, phase: str) -> None:
         """A job entered a phase: stagein, setup, payload, stageout, log, report."""
 
+    def moving(self, job: Job, line: ProgressLine | None) -> None:
+        """Files begin to move, and the line says how far they are; None when they no longer do."""
+
     def moved(self, job: Job, done: FileOutcome) -> None:
         """A file arrived."""
 
@@ -150,6 +156,22 @@ class Progress:
 
     def waiting(self, what: str, seconds: float) -> None:
         """The slot waits, for at most so long."""
+
+
+class Shown(StagingObserver):
+    """Shows the transfers of a job to who watches it."""
+
+    def __init__(self, progress: Progress, job: Job) -> None:
+        self._progress = progress
+        self._job = job
+
+    def started(self, progress: Transfers) -> None:
+        """Files begin to move."""
+        self._progress.moving(self._job, ProgressLine(progress))
+
+    def ended(self, result: StagingResult) -> None:
+        """They no longer do."""
+        self._progress.moving(self._job, None)
 
 
 def internal_error(error: BaseException) -> PilotError:

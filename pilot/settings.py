@@ -131,12 +131,25 @@ class Settings:
     mv_replace: bool = opt(False, "mv replaces files at the destination; pilot local does", ini="Pilot.mv_replace",
                            group=_WHERE, new=True)
 
+    input_cache: str = opt("", "directory for inputs to keep for later jobs; none: keep none", "--input-cache",
+                           ini="Pilot.input_cache", kind=FOLDER, queue="pilot_input_cache", group=_WHERE, new=True)
+    input_cache_size: int = opt(20 << 30, "all of them together", "--input-cache-size", ini="Pilot.input_cache_size",
+                                kind=SIZE, queue="pilot_input_cache_size", group=_WHERE, new=True)
+    input_cache_mode: str = opt("copy", "what a job gets; with link a payload that changes its input changes that of "
+                                "others", ini="Pilot.input_cache_mode", kind=one_of("copy", "link"),
+                                queue="pilot_input_cache_mode", group=_WHERE, new=True)
+
     lifetime: int = opt(324_000, "how long the pilot may live", "-l --lifetime", "PANDAPILOT_LIFETIME",
                         kind=WHOLE_SECONDS, group=_LIMITS)
     getjob_requests: int = opt(2, "how often in a row to ask for a job", "-v --getjobrequests", group=_LIMITS)
     getjob_failures: int = opt(5, "how many of these requests may fail", "-x --getjobfailures", group=_LIMITS)
     stageout_attempts: int = opt(1, "tries for each output", "--stageout-attempts", queue="pilot_stageout_attempts",
                                  group=_LIMITS)
+    parallel_transfers: int = opt(4, "files of a job that move at once", "--parallel-transfers", new=True,
+                                  ini="Pilot.parallel_transfers", queue="pilot_parallel_transfers", group=_LIMITS)
+    storage_transfers: int = opt(0, "of these, with one storage at most; 0: as many as in all", "--storage-transfers",
+                                 ini="Pilot.storage_transfers", queue="pilot_storage_transfers", group=_LIMITS,
+                                 new=True)
     grace: float = opt(25.0, "from a stop signal to the end of the pilot", "--grace", ini="Pilot.grace",
                        queue="pilot_grace", group=_LIMITS, new=True)
     heartbeat: float = opt(1800.0, "longest time between two updates of a job", "--heartbeat", ini="Pilot.heartbeat",
@@ -205,7 +218,17 @@ class Settings:
     free_space_limit_running: int = opt(1 << 30, "free disk without which a job is ended", kind=SIZE,
                                         ini="Pilot.free_space_limit_running", queue="pilot_free_space_limit_running")
     maximum_input_file_sizes: int = opt(14_336 << 20, "inputs of a job together, when the queue does not say",
-                                        ini="Pilot.maximum_input_file_sizes", kind=SIZE, later="size checks")
+                                        ini="Pilot.maximum_input_file_sizes", kind=SIZE)
+    # A tape may take hours before the first byte, and a full line between two bytes: from the first byte on, 5 minutes
+    # of nothing are a broken connection, and 10 kB/s would take a day for each GB.
+    transfer_idle: float = opt(300.0, "a transfer that has begun and moves no byte for so long is tried anew; 0: never",
+                               ini="Pilot.transfer_idle", queue="pilot_transfer_idle", new=True)
+    transfer_min_speed: int = opt(10 << 10, "bytes per second that a transfer must keep up once it has begun; 0: any",
+                                  ini="Pilot.transfer_min_speed", kind=SIZE, queue="pilot_transfer_min_speed", new=True)
+    transfer_speed_window: float = opt(300.0, "time over which that speed is averaged", new=True,
+                                       ini="Pilot.transfer_speed_window", queue="pilot_transfer_speed_window")
+    progress_interval: float = opt(60.0, "time between two lines of progress in the log while files move; 0: none",
+                                   ini="Pilot.progress_interval", queue="pilot_progress_interval", new=True)
 
     maximum_output_file_size: int = opt(500 << 30, "largest output", ini="Pilot.maximum_output_file_size", kind=SIZE)
     local_size_limit_stdout: int = opt(2 << 30, "largest stdout of a payload; the file says it in kB", kind=KILOBYTES,

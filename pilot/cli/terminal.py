@@ -14,6 +14,9 @@ from typing import TextIO
 
 from pilot.job import Job, Kind
 from pilot.outcome import FileOutcome, Outcome, Progress
+from pilot.staging.progress import ProgressLine, size
+
+__all__ = ["Terminal", "size", "title"]
 
 _WORDS = {
     "stagein": "bringing inputs",
@@ -40,6 +43,7 @@ class Terminal(Progress):
         self._doing = ""
         self._since = 0.0
         self._moved = 0
+        self._line: ProgressLine | None = None
 
     async def tick(self) -> None:
         """Keep the live line alive; run as a task, cancelled at the end. Nothing to do without a terminal."""
@@ -55,6 +59,10 @@ class Terminal(Progress):
     def phase(self, job: Job, phase: str) -> None:
         """Show it on the live line, or as a line of its own."""
         self._enter(_WORDS.get(phase, phase))
+
+    def moving(self, job: Job, line: ProgressLine | None) -> None:
+        """Show it on the live line."""
+        self._line = line
 
     def moved(self, job: Job, done: FileOutcome) -> None:
         """Say so where there is no live line."""
@@ -92,7 +100,9 @@ class Terminal(Progress):
             return
         name = title(self._job) + " " if self._job else ""
         text = f"▸ {name}{self._doing} {time.monotonic() - self._since:.1f} s"
-        if self._moved:
+        if self._line:
+            text += f", {self._line.text().partition(': ')[2]}"
+        elif self._moved:
             text += f", {size(self._moved)} moved"
         self._write(_ERASE + self._paint(_DIM, text[: shutil.get_terminal_size().columns - 1]))
 
@@ -126,13 +136,3 @@ def _send_nowhere(stream: TextIO) -> None:
 def title(job: Job) -> str:
     """How a person knows a job: its number, and its name if it has one."""
     return f"job {job.job_id} {job.name}".rstrip()
-
-
-def size(count: int) -> str:
-    """Bytes for a person: `999 B`, `1.2 kB`, `3.4 MB`."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

@@ -7,16 +7,19 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
+from urllib.parse import urlsplit
 
-from pilot.errors import PilotError, Trait, TransferError
+from pilot.errors import Code, PilotError, Trait, TransferError
 from pilot.job import File
 from pilot.staging.faults import Direction
 from pilot.staging.handle import Launcher, TransferHandle
 from pilot.staging.mover import transfer_timeout
+from pilot.staging.pace import Pace, PaceLimits
 from pilot.staging.plan import Candidate
+from pilot.staging.progress import ProgressLine
 from pilot.staging.result import (
     Attempt,
     FailedFile,
@@ -27,6 +30,7 @@ from pilot.staging.result import (
     gave_up,
     shown,
 )
+from pilot.staging.slots import Slots
 from pilot.stop import Stop, in_thread
 
 logger = logging.getLogger(__name__)
@@ -47,18 +51,26 @@ class StagingLimits:
 
     Attributes:
         parallel: transfers at once.
+        per_storage: transfers at once with one storage; 0 for no limit of its own.
+        pace: that transfers must keep up.
         attempts_in, attempts_out: tries with one tool at one URL, as long as the errors say that another may help.
         pause: seconds before the second try, doubled before each further one, each within 50 % at random.
         input_size: bytes that all inputs together may take on the disk; None for no check, of free space neither.
         checksum_types: that outputs get.
+        empty_outputs: outputs of no byte are good, too.
+        tell_every: seconds between two lines of progress in the log; 0 for none.
     """
 
     parallel: int = 4
+    per_storage: int = 0
+    pace: PaceLimits = field(default_factory=PaceLimits)
     attempts_in: int = 3
     attempts_out: int = 3
     pause: float = 2.0
     input_size: int | None = None
     checksum_types: tuple[str, ...] = ("adler32",)
+    empty_outputs: bool = False
+    tell_every: float = 60.0
 
 
 class Call:
@@ -70,6 +82,7 @@ class Call:
         stop: the job's.
         slots: bounds the transfers at once, of all calls of an engine.
         limits, launcher, observer, environment: as for the engine.
+        together: a file that fails makes the others useless, and ends them.
     """
 
     def __init__(
@@ -78,11 +91,12 @@ class Call:
         files: Sequence[File],
         stop: Stop,
         *,
-        slots: asyncio.Semaphore,
+        slots: Slots,
         limits: StagingLimits,
         launcher: Launcher,
         observer: StagingObserver,
         environment: Mapping[str, str],
+        together: bool = False,
     ) -> None:
         self._direction = direction
         self._files = files
@@ -90,7 +104,8 @@ class Call:
         self._stop = Stop(stop)
         self._slots = slots
         self._tries = max(1, limits.attempts_in if direction is Direction.IN else limits.attempts_out)
-        self._pause = limits.pause
+        self._limits = limits
+        self._together = together
         self._launcher = launcher
         self._observer = observer
         self._environment = environment
@@ -105,6 +120,7 @@ class Call:
     ) -> StagingResult:
         """Await `prepare`, then `one` for each file; what they raise is what went wrong with the file."""
         self._observer.started(self.progress)
+        telling = asyncio.ensure_future(self._tell())
         try:
             if prepare is not None:
                 await prepare()
@@ -116,6 +132,7 @@ class Call:
             for file in self._files:
                 self._lost(FailedFile(file=file, error=error))
         finally:
+            telling.cancel()
             self._parent.detach(self._stop)
         result = StagingResult(staged=tuple(done for done in staged if done), failed=tuple(self._failed))
         self._observer.ended(result)
@@ -147,18 +164,38 @@ class Call:
         """Run blocking `work(*args)` in a thread that is left alone at a stop."""
         return await self._stop.guard(in_thread(work, *args))
 
-    async def in_slot(self, size: int | None, work: Callable[..., T]) -> T:
+    async def in_slot(self, size: int | None, work: Callable[..., T], storage: str = "") -> T:
         """Run blocking `work(handle=)` in a thread when there is a place, for as long as so many bytes may take."""
-        async with self._slots:
+        async with self._slots.place(storage):
             self._stop.check()
             timeout = transfer_timeout(size)
             late = TransferError(self._direction.timed_out, f"not done within {timeout:.0f} s", Trait.NEXT)
             handle = TransferHandle(self._stop, self._launcher, timeout, late, self._environment)
+            pace = Pace(self._limits.pace, self._direction, size)
             self.progress.running.add(handle)
             try:
-                return await _supervised(partial(work, handle=handle), handle, self._stop)
+                return await _supervised(
+                    partial(work, handle=handle),
+                    handle,
+                    self._stop,
+                    partial(self._fault, pace),
+                    self._limits.pace.interval,
+                )
             finally:
                 self.progress.running.discard(handle)
+
+    def _fault(self, pace: Pace, handle: TransferHandle) -> PilotError | None:
+        """Why a transfer must not go on. Inputs of unknown size show only on their way that they are too large."""
+        limit = self._limits.input_size if self._direction is Direction.IN else None
+        if limit is not None and self.progress.written > limit:
+            detail = f"the inputs have more than the {limit} bytes that the queue allows"
+            return TransferError(Code.SIZETOOLARGE, detail, Trait.FATAL)
+        return pace.fault(handle.moved)
+
+    async def _tell(self) -> None:
+        line = ProgressLine(self.progress)
+        while self._limits.tell_every and not await self._stop.wait(self._limits.tell_every):
+            logger.info("%s", line.text())
 
     async def _settled(
         self, file: File, one: Callable[[File], Awaitable[StagedFile | FailedFile]]
@@ -172,16 +209,17 @@ class Call:
             return None
         self.progress.done += 1
         self.progress.finished += done.size
+        self.progress.linked += 0 if done.local else done.size
         self._observer.arrived(done)
         return done
 
     def _lost(self, failure: FailedFile) -> None:
-        """Note a failure. An input that is missing makes all others useless."""
+        """Note a failure."""
         if not self._stop.requested:
             logger.error("%s of %s: %s", self._direction.value, failure.file.lfn, failure.error)
         self._failed.append(failure)
         self._observer.failed(failure)
-        if self._direction is Direction.IN:
+        if self._together:
             self._stop.request(failure.error)
 
     async def _persist(
@@ -191,7 +229,7 @@ class Call:
         for number in range(1, self._tries + 1):
             started = time.monotonic()
             try:
-                done = await self.in_slot(size, once)
+                done = await self.in_slot(size, once, storage_of(candidate))
             except PilotError as error:
                 self._stop.check()
                 seconds = time.monotonic() - started
@@ -203,17 +241,39 @@ class Call:
             if trait is not Trait.RETRY:
                 return Trait(trait)
             if number < self._tries:
-                await self._stop.wait(min(self._pause * 2 ** (number - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.5))
+                await self._stop.wait(
+                    min(self._limits.pause * 2 ** (number - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.5)
+                )
                 self._stop.check()
         return Trait.NEXT
 
 
-async def _supervised(work: Callable[[], T], handle: TransferHandle, stop: Stop) -> T:
-    """The result of blocking `work` in a thread that is ended at a stop, at its time-out, and when we are cancelled."""
+async def _supervised(
+    work: Callable[[], T],
+    handle: TransferHandle,
+    stop: Stop,
+    fault: Callable[[TransferHandle], PilotError | None],
+    interval: float,
+) -> T:
+    """The result of blocking `work` in a thread that is ended at a stop, at its time-out, and when we are cancelled.
+
+    Args:
+        work: to do.
+        handle: that it has.
+        stop: ends it.
+        fault: asked every `interval` seconds why it should end.
+        interval: seconds.
+    """
     task = asyncio.ensure_future(in_thread(work))
     stopping = asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait({task, stopping}, timeout=handle.deadline.remaining, return_when=asyncio.FIRST_COMPLETED)
+        while left := handle.deadline.remaining:
+            await asyncio.wait({task, stopping}, timeout=min(left, interval), return_when=asyncio.FIRST_COMPLETED)
+            if task.done() or stopping.done():
+                break
+            if error := fault(handle):
+                handle.late = error
+                break
         await _end(task, handle, stop)
     except asyncio.CancelledError:
         await _end(task, handle, stop)
@@ -239,6 +299,16 @@ def _ignore(task: asyncio.Future[T]) -> None:
     """Nobody waits any more for a thread that was left alone; asyncio need not warn of its error."""
     if not task.cancelled():
         task.exception()
+
+
+def storage_of(candidate: Candidate) -> str:
+    """Who is asked to serve a candidate: its endpoint, else the host of its URL; empty for the node's own disks."""
+    if candidate.endpoint or "://" not in candidate.url:
+        return candidate.endpoint
+    try:
+        return urlsplit(candidate.url).netloc.rpartition("@")[2]
+    except ValueError:
+        return ""
 
 
 def _told(done: StagedFile) -> str:

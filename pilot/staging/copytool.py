@@ -128,6 +128,13 @@ class CopyTool(ABC):
         """Whether `get` takes space on the local disk; False for a tool that only links."""
         return True
 
+    def sums_source(self) -> bool:
+        """Whether `put` sums up what it reads, if no checksum is given, and tells that the copy has the same.
+
+        Then an output is not read before; `Stored.checksums` must have `Transfer.checksum_type`.
+        """
+        return False
+
     def storage_path(self, file: File, storage_type: str, queue: str, job_id: int) -> str | None:
         """Path of an output below a storage's prefix where the storage has no layout; None if we have none either.
 

@@ -9,9 +9,10 @@ what arrived and what did not.
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -19,14 +20,20 @@ from typing import Protocol
 
 from pilot.errors import Code, PilotError, Trait, TransferError
 from pilot.job import File
+from pilot.staging.cache import NAME as CACHE
+from pilot.staging.cache import InputCache
 from pilot.staging.call import Call, StagingLimits
 from pilot.staging.faults import Direction
 from pilot.staging.handle import Launcher
 from pilot.staging.mover import Mover
 from pilot.staging.plan import Candidate
 from pilot.staging.result import FailedFile, StagedFile, StagingObserver, StagingResult
+from pilot.staging.room import Room
+from pilot.staging.slots import Slots
 from pilot.staging.toolbox import ToolBox
 from pilot.stop import Stop
+
+logger = logging.getLogger(__name__)
 
 
 class Plan(Protocol):
@@ -49,6 +56,8 @@ class StagingEngine:
         limits: how much at once, how often.
         observer: hears of every file.
         environment: of programs.
+        room: what is reserved on the node's disks, by the jobs of a pilot together.
+        cache: of inputs, None if there is none.
     """
 
     def __init__(
@@ -60,65 +69,107 @@ class StagingEngine:
         limits: StagingLimits | None = None,
         observer: StagingObserver | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
+        room: Room | None = None,
+        cache: InputCache | None = None,
     ) -> None:
         self._plan = plan
         self._tools = tools
         self._limits = limits or StagingLimits()
-        self._mover = Mover(tools, self._limits.checksum_types)
+        self._mover = Mover(tools, self._limits.checksum_types, self._limits.empty_outputs)
+        self._room = room or Room()
+        self._cache = cache
         self._call = partial(
             Call,
-            slots=asyncio.Semaphore(self._limits.parallel),
+            slots=Slots(self._limits.parallel, self._limits.per_storage),
             limits=self._limits,
             launcher=launcher,
             observer=observer or StagingObserver(),
             environment=environment,
         )
 
-    async def stage_in(self, files: Sequence[File], workdir: Path, stop: Stop) -> StagingResult:
-        """Bring inputs into a directory, under their LFNs. The first that fails ends the others: the job is lost.
+    async def stage_in(
+        self, files: Sequence[File], workdir: Path, stop: Stop, *, together: bool = True
+    ) -> StagingResult:
+        """Bring inputs into a directory, under their LFNs.
 
         Args:
             files: inputs; those that the payload reads over the network are not for us.
             workdir: the job's directory.
             stop: ends all transfers at once; what has arrived stays.
+            together: the first that fails ends the others, since the job is lost.
         """
         plans: dict[str, Sequence[Candidate]] = {}
-        call = self._call(Direction.IN, files, stop)
+        call = self._call(Direction.IN, files, stop, together=together)
 
         async def prepare() -> None:
-            plans.update(await call.aside(self._prepare, files, workdir))
+            plans.update(await call.aside(self._plans, files))
+            room = self._room_for(files, plans, workdir, call)
+            await call.aside(held.enter_context, room)
 
         async def bring(file: File) -> StagedFile | FailedFile:
-            bring_one = partial(self._mover.bring, file=file, path=workdir / file.lfn)
-            return await call.first_that_works(file, file.size, plans[file.lfn], bring_one)
+            path = workdir / file.lfn
+            if cached := await self._cached(call, file, path):
+                return cached
+            bring_one = partial(self._mover.bring, file=file, path=path)
+            done = await call.first_that_works(file, file.size, plans[file.lfn], bring_one)
+            if self._cache and isinstance(done, StagedFile):
+                await call.in_slot(done.size, partial(self._cache.keep, done))
+            return done
 
-        return await call.run(bring, prepare)
+        with ExitStack() as held:
+            result = await call.run(bring, prepare)
+        return result if self._cache is None else replace(result, metrics=_cache_metrics(result))
 
-    async def stage_out(self, files: Sequence[File], workdir: Path, stop: Stop) -> StagingResult:
+    async def stage_out(
+        self, files: Sequence[File], workdir: Path, stop: Stop, *, paths: Mapping[str, Path] = MappingProxyType({})
+    ) -> StagingResult:
         """Take outputs or the log out of a directory. One that fails does not keep back the others.
 
         Args:
             files: outputs, the log, or both.
             workdir: the job's directory, where they lie under their LFNs.
             stop: ends all transfers at once; what is out stays out.
+            paths: of LFNs that are elsewhere.
         """
         call = self._call(Direction.OUT, files, stop)
 
         async def take(file: File) -> StagedFile | FailedFile:
-            local = await call.in_slot(None, partial(self._mover.inspect, file, workdir))
+            path = paths.get(file.lfn, workdir / file.lfn)
+            local = await call.aside(self._mover.inspect, file, path)
             call.progress.bytes += local.size
             candidates = await call.aside(self._plan.destinations, file)
             return await call.first_that_works(file, local.size, candidates, partial(self._mover.take, local=local))
 
         return await call.run(take)
 
-    def _prepare(self, files: Sequence[File], workdir: Path) -> dict[str, Sequence[Candidate]]:
-        """Plan all inputs and see that there is room for them, before the first byte moves."""
-        plans = {file.lfn: self._plan.sources(file) for file in files}
+    async def _cached(self, call: Call, file: File, path: Path) -> StagedFile | None:
+        """An input from the cache; one that does not answer is as good as none."""
+        if self._cache is None:
+            return None
+        try:
+            return await call.in_slot(file.size, partial(self._cache.fetch, file, path))
+        except TransferError as error:
+            logger.warning("input cache: %s", error)
+            return None
+
+    def _plans(self, files: Sequence[File]) -> dict[str, Sequence[Candidate]]:
+        return {file.lfn: self._plan.sources(file) for file in files}
+
+    @contextmanager
+    def _room_for(
+        self, files: Sequence[File], plans: Mapping[str, Sequence[Candidate]], workdir: Path, call: Call
+    ) -> Iterator[None]:
+        """See that the inputs may be as large as they are, and keep room for them, before the first byte moves."""
         total = sum(file.size or 0 for file in files if self._fills_disk(plans[file.lfn]))
-        if total and self._limits.input_size is not None:
-            _check_room(total, self._limits.input_size, workdir)
-        return plans
+        limit = self._limits.input_size
+        if not total or limit is None:
+            yield
+            return
+        if total > limit:
+            detail = f"the inputs have {total} bytes, the queue allows {limit}"
+            raise TransferError(Code.SIZETOOLARGE, detail, Trait.FATAL)
+        with self._room.reserved("the inputs", total, workdir, lambda: call.progress.written):
+            yield
 
     def _fills_disk(self, candidates: Sequence[Candidate]) -> bool:
         try:
@@ -127,16 +178,6 @@ class StagingEngine:
             return True
 
 
-def free_space(directory: Path) -> int:
-    """Bytes that we may still write there."""
-    info = os.statvfs(directory)
-    return info.f_bavail * info.f_frsize
-
-
-def _check_room(total: int, limit: int, workdir: Path) -> None:
-    if total > limit:
-        detail = f"the inputs have {total} bytes, the queue allows {limit}"
-        raise TransferError(Code.SIZETOOLARGE, detail, Trait.FATAL)
-    if total > (free := free_space(workdir)):
-        detail = f"the inputs have {total} bytes, {workdir} has room for {free}"
-        raise TransferError(Code.NOLOCALSPACE, detail, Trait.FATAL)
+def _cache_metrics(result: StagingResult) -> dict[str, str]:
+    hits = sum(staged.tool == CACHE for staged in result.staged)
+    return {"inputCacheHits": str(hits), "inputCacheMisses": str(len(result.staged) - hits)}

@@ -35,7 +35,7 @@ class TransferHandle:
         stop: ends the transfer when it is requested.
         launcher: to start programs.
         timeout: seconds until the transfer must be over.
-        late: what to raise then.
+        late: what to raise then, or when it is ended before because it is too slow.
         environment: of programs.
     """
 
@@ -43,9 +43,9 @@ class TransferHandle:
         self, stop: Stop, launcher: Launcher, timeout: float, late: PilotError, environment: Mapping[str, str]
     ) -> None:
         self.deadline = Deadline(timeout)
+        self.late = late
         self._stop = stop
         self._launcher = launcher
-        self._late = late
         self._environment = environment
         self._moved = 0
         self._watched: Path | None = None
@@ -89,7 +89,7 @@ class TransferHandle:
     @property
     def reason(self) -> PilotError:
         """Why the transfer must end, once it must."""
-        return self._stop.reason or self._late
+        return self._stop.reason or self.late
 
     def terminate(self) -> None:
         """From now on `check` raises; a running program is asked to end."""

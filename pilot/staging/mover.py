@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pilot.errors import Code, PilotError, Trait, TransferError
 from pilot.job import File, Kind
@@ -30,15 +32,47 @@ def transfer_timeout(size: int | None) -> float:
     return TIMEOUT_MAX if size is None else min(TIMEOUT_BASE + size / TIMEOUT_RATE, TIMEOUT_MAX)
 
 
+#: Nanoseconds after a change in which another one may get the same times: the kernel's clock for files ticks every 4 to
+#: 10 ms.
+FRESH = 100_000_000
+
+
+class Identity(NamedTuple):
+    """What is not the same of a file that was changed. The time of the inode cannot be set back, others can."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    changed: int
+    links: int
+
+    @classmethod
+    def of(cls, info: os.stat_result) -> Identity:
+        """The identity of a file."""
+        return cls(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_nlink)
+
+    def same(self, other: Identity) -> bool:
+        """Whether it is the file, unchanged. Another link to it changes the time of the inode, too."""
+        return self[:4] == other[:4] and (self.changed == other.changed or self.links != other.links)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalFile:
-    """An output as it lies in the job's directory before it is taken out."""
+    """An output as it lies in the job's directory before it is taken out.
+
+    Attributes:
+        identity: what a change would change.
+        fresh: it was written a moment ago: the next change might leave the same times.
+        checksums: as far as they are known by now.
+    """
 
     file: File
     path: Path
     size: int
-    checksums: Mapping[str, str]
-    identity: tuple[int, ...]
+    identity: Identity
+    fresh: bool
+    checksums: dict[str, str] = field(default_factory=dict)
 
 
 class Mover:
@@ -48,11 +82,13 @@ class Mover:
         tools: to choose from.
         checksum_types: that every output gets, and inputs too if they are several; the first is also asked for when an
             input has none in the catalogue.
+        empty_outputs: outputs of no byte are good, too.
     """
 
-    def __init__(self, tools: ToolBox, checksum_types: Sequence[str]) -> None:
+    def __init__(self, tools: ToolBox, checksum_types: Sequence[str], empty_outputs: bool = False) -> None:
         self._tools = tools
         self._types = tuple(checksum_types)
+        self._empty_outputs = empty_outputs
 
     def bring(self, candidate: Candidate, file: File, path: Path, handle: Handle) -> StagedFile:
         """Get an input to `path` and verify it; what is not as it should be is removed.
@@ -85,9 +121,8 @@ class Mover:
         """Types to add for an input: none when one type is wanted, as on a grid, where the catalogue's is enough."""
         return [kind for kind in self._types if kind not in known] if len(self._types) > 1 else []
 
-    def inspect(self, file: File, workdir: Path, handle: Handle) -> LocalFile:
+    def inspect(self, file: File, path: Path) -> LocalFile:
         """What an output is: it must be there (1165), be a file, and not be empty unless it is the log (1191)."""
-        path = workdir / file.lfn
         with _door(Direction.OUT, "pilot"):
             try:
                 info = path.stat()
@@ -95,11 +130,10 @@ class Mover:
                 raise TransferError(Code.MISSINGOUTPUTFILE, f"there is no {path}", Trait.FATAL) from None
             if not stat.S_ISREG(info.st_mode):
                 raise TransferError(Code.MISSINGOUTPUTFILE, f"{path} is not a regular file", Trait.FATAL)
-            if info.st_size == 0 and file.kind is not Kind.LOG:
+            if info.st_size == 0 and file.kind is not Kind.LOG and not self._empty_outputs:
                 raise TransferError(Code.ZEROFILESIZE, str(path), Trait.FATAL)
-            types = (*self._types, *(kind for kind in file.checksums if computable(kind)))
-            checksums = file_checksums(path, types, handle.check)
-        return LocalFile(file=file, path=path, size=info.st_size, checksums=checksums, identity=_identity(info))
+        fresh = time.time_ns() - max(info.st_mtime_ns, info.st_ctime_ns) < FRESH
+        return LocalFile(file=file, path=path, size=info.st_size, identity=Identity.of(info), fresh=fresh)
 
     def take(self, candidate: Candidate, local: LocalFile, handle: Handle) -> StagedFile:
         """Put an output to its destination and verify it there; a bad copy is removed.
@@ -109,11 +143,17 @@ class Mover:
         """
         with _door(Direction.OUT, candidate.tool):
             tool = self._tools.get(candidate.tool)
+            if not self._summed_on_the_way(tool, candidate, local):
+                self._sum_up(local, handle)
             transfer = self._transfer(candidate, local.file, local.path, local.size, local.checksums)
             stored = tool.put(transfer, handle)
             try:
                 _verify_far(tool, transfer, stored, handle)
                 _verify_unchanged(local)
+                local.checksums.update(
+                    {kind: stored.checksums[kind] for kind in self._types if kind in stored.checksums}
+                )
+                self._sum_up(local, handle)
             except TransferError:
                 if local.path.exists():  # else it was moved, and what is out there is the only copy
                     _discard(tool, transfer, stored, handle)
@@ -127,6 +167,18 @@ class Mover:
             tool=candidate.tool,
             seconds=0.0,
         )
+
+    def _summed_on_the_way(self, tool: CopyTool, candidate: Candidate, local: LocalFile) -> bool:
+        """Whether to leave the checksum to the tool: that an output did not change is told by its identity then."""
+        one_type = not set(self._types[1:]) and not local.file.checksums
+        return tool.sums_source() and one_type and not (local.checksums or local.fresh or candidate.onward)
+
+    def _sum_up(self, local: LocalFile, handle: Handle) -> None:
+        """Add the checksums that an output must have and that nobody has computed yet."""
+        types = (*self._types, *(kind for kind in local.file.checksums if computable(kind)))
+        missing = [kind for kind in types if kind not in local.checksums]
+        if missing:
+            local.checksums.update(file_checksums(local.path, missing, handle.check))
 
     def _transfer(
         self, candidate: Candidate, file: File, path: Path, size: int | None, checksums: Mapping[str, str]
@@ -179,7 +231,8 @@ def _verified(transfer: Transfer, stored: Stored, handle: Handle) -> tuple[int, 
 
 def _verify_far(tool: CopyTool, transfer: Transfer, stored: Stored, handle: Handle) -> None:
     """Compare what the storage has with what was sent, as far as the storage can tell."""
-    if stored.size is None or (tool.checksums and not stored.checksums.keys() & transfer.checksums.keys()):
+    unknown = transfer.checksums and not stored.checksums.keys() & transfer.checksums.keys()
+    if stored.size is None or (tool.checksums and unknown):
         seen = tool.stat(_place(transfer, stored), handle)
         if seen is None:
             raise Direction.OUT.fault(f"nothing at {shown(stored.url)} after the copy")
@@ -193,7 +246,7 @@ def _verify_far(tool: CopyTool, transfer: Transfer, stored: Stored, handle: Hand
 
 def _verify_unchanged(local: LocalFile) -> None:
     """An output that changed while it was copied has a checksum that nobody knows (a tool may have moved it away)."""
-    if local.path.exists() and _identity(local.path.stat()) != local.identity:
+    if local.path.exists() and not Identity.of(local.path.stat()).same(local.identity):
         raise Direction.OUT.fault(f"{local.path} changed while it was copied", Trait.FATAL)
 
 
@@ -207,7 +260,3 @@ def _discard(tool: CopyTool, transfer: Transfer, stored: Stored, handle: Handle)
 def _place(transfer: Transfer, stored: Stored) -> str:
     """Where the tool can see the file: one that is handed over is not yet at the URL it will have."""
     return transfer.url if transfer.onward else stored.url
-
-
-def _identity(info: os.stat_result) -> tuple[int, ...]:
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns

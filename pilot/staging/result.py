@@ -65,10 +65,15 @@ class FailedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagingResult:
-    """All files of a call: those that arrived, in the order asked for, and those that did not, first failure first."""
+    """All files of a call: those that arrived, in the order asked for, and those that did not, first failure first.
+
+    Attributes:
+        metrics: for the job's: name to value.
+    """
 
     staged: tuple[StagedFile, ...] = ()
     failed: tuple[FailedFile, ...] = ()
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def error(self) -> PilotError | None:
@@ -89,6 +94,8 @@ class Progress:
     Attributes:
         files, bytes: in all, as far as sizes are known.
         done: files that have arrived.
+        finished: bytes of those.
+        linked: of those, bytes that take no space on the node.
     """
 
     direction: Direction
@@ -98,11 +105,17 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
     running: set[TransferHandle] = field(default_factory=set)
     finished: int = 0
+    linked: int = 0
 
     @property
     def moved(self) -> int:
         """Bytes that have arrived or are under way."""
         return self.finished + sum(handle.moved for handle in tuple(self.running))
+
+    @property
+    def written(self) -> int:
+        """Bytes of those that take space on the node."""
+        return self.moved - self.linked
 
     @property
     def speed(self) -> float:
