@@ -129,13 +129,13 @@ class RucioServer:
         self.call("POST", f"/scopes/{account}/{name}")
         return name
 
-    def make_rse(self, name: str, url: str, prefix: str = "/", site: str = "", **attributes: Any) -> str:
+    def make_rse(self, name: str, url: str, prefix: str = "//rucio/", site: str = "", **attributes: Any) -> str:
         """Make a deterministic RSE on a server (`XrootdServer.url`) that everybody may fill; returns its name.
 
         Args:
             name: capitals, digits, `_` and `-`.
             url: scheme, host and port.
-            prefix: of all paths there.
+            prefix: of all paths there; rucio-clients look for it in URLs, so it must not be a part of their beginning.
             site: that it belongs to: clients there are on its LAN.
             attributes: further ones.
         """
