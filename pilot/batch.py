@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from pilot.classad import ClassAd
 
 #: Variable with a job id to the batch system that sets it; the first one set counts (PILOT3 1.2, order included).
 BATCH_SYSTEMS: Mapping[str, str] = {
@@ -18,11 +19,6 @@ BATCH_SYSTEMS: Mapping[str, str] = {
     "SLURM_JOB_ID": "SLURM",
     "K8S_JOB_ID": "Kubernetes",
 }
-
-#: Most characters to read of a ClassAd file; real ones have some 10 kB.
-_AD_LIMIT = 1 << 20
-
-_TEXT_ATTRIBUTE = r'^[ \t]*(\w+)[ \t]*=[ \t]*"(.*)"[ \t]*$'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +49,7 @@ class BatchFacts:
     @classmethod
     def read(cls, environ: Mapping[str, str]) -> BatchFacts:
         """The facts of an environment and of the ClassAd files it names; a file that cannot be read says nothing."""
-        job_ad = _class_ad(environ.get("_CONDOR_JOB_AD", ""))
-        machine_ad = _class_ad(environ.get("_CONDOR_MACHINE_AD") or environ.get("CONDOR_MACHINE_AD", ""))
-        ads = {**job_ad, **machine_ad}
+        job_ad, machine_ad = ClassAd.of_job(environ), ClassAd.of_machine(environ)
         system, job_id = _batch_job(environ, job_ad)
         worker = environ.get("HARVESTER_WORKER_ID", "").strip()
         return cls(
@@ -67,8 +61,8 @@ class BatchFacts:
             harvester_id=environ.get("HARVESTER_ID", ""),
             worker_id=int(worker) if worker.isascii() and worker.isdigit() else None,
             harvester_workdir=environ.get("HARVESTER_WORKDIR", ""),
-            glidein_site=ads.get("glidein_site", ""),
-            schedd=ads.get("remotescheddname", ""),
+            glidein_site=machine_ad.text("GLIDEIN_Site") or job_ad.text("GLIDEIN_Site"),
+            schedd=machine_ad.text("RemoteScheddName") or job_ad.text("RemoteScheddName"),
         )
 
     @property
@@ -77,11 +71,11 @@ class BatchFacts:
         return bool(self.harvester_id) and self.worker_id is not None
 
 
-def _batch_job(environ: Mapping[str, str], job_ad: Mapping[str, str]) -> tuple[str, str]:
+def _batch_job(environ: Mapping[str, str], job_ad: ClassAd) -> tuple[str, str]:
     for variable, system in BATCH_SYSTEMS.items():
         if environ.get(variable):
             return system, environ[variable]
-    job_id = job_ad.get("globaljobid", "")
+    job_id = job_ad.text("GlobalJobId")
     return ("Condor", job_id) if job_id else ("", "")
 
 
@@ -89,16 +83,3 @@ def _node_name(environ: Mapping[str, str]) -> str:
     host = environ.get("PANDA_HOSTNAME") or os.uname().nodename
     slot = environ.get("_CONDOR_SLOT")
     return f"{slot}@{host}" if slot else host
-
-
-def _class_ad(path: str) -> dict[str, str]:
-    """The texts in a ClassAd file (lines `Name = "text"`) by name in lower case: the case of a name has no meaning."""
-    if not path:
-        return {}
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            text = stream.read(_AD_LIMIT)
-    except OSError:
-        return {}
-    found = re.findall(_TEXT_ATTRIBUTE, text, re.MULTILINE)
-    return {name.lower(): re.sub(r"\\(.)", r"\1", value) for name, value in found}

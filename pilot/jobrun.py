@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pilot.bench import Bench
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
 from pilot.experiment import JOURNAL, OWN_NAMES, SECRETS
+from pilot.grace import Ledger
 from pilot.job import File, Job, Kind, Limits
 from pilot.jobreport import Reporter
 from pilot.journal import Journal
@@ -41,15 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds kept back for the final report when the log is made and uploaded after a stop, and the share of what is left
-#: that this may be at most.
-REPORT_RESERVE, REPORT_SHARE = 4.0, 0.5
-#: Seconds that the final report gets even when there is no time left: a server that is well answers in milliseconds.
-REPORT_LEAST = 1.0
-#: Longest time for the last lines of a live log, s, and their share of what is left after a stop.
-SHIP_TIME, SHIP_SHARE = 3.0, 0.2
-#: Longest wait for an update on its way before the final one is sent, s.
-SETTLE = 2.0
 #: Longest time to pack and upload the log of a job that nothing hurries, s.
 LOG_TIMEOUT = 3600.0
 
@@ -114,7 +106,7 @@ class JobRun:
             shipping = asyncio.create_task(_beside(self._finish_ship()))
             await self._attempt(self._keep_log)
             await shipping
-            await self._heartbeat.settle(min(SETTLE, self.stop.deadline.remaining / 10))
+            await self._heartbeat.settle(self._ledger.settle)
         finally:
             beating.cancel()
         await self._report()
@@ -130,11 +122,12 @@ class JobRun:
             self._journal = None
         if self.bench.settings.cleanup:
             removing = asyncio.create_task(_beside(in_thread(remove_tree, self.workdir)))
-            await self.stop.paced(lambda: asyncio.wait({removing}, timeout=self._removal_share()))
+            await self.stop.paced(lambda: asyncio.wait({removing}, timeout=self._ledger.removal))
 
-    def _removal_share(self) -> float | None:
-        left = self._log_share()  # the farewell to the server has the rest
-        return None if math.isinf(left) else max(left, REPORT_LEAST)
+    @property
+    def _ledger(self) -> Ledger:
+        """What there is to divide of the time after a stop."""
+        return Ledger(self.stop.deadline.remaining)
 
     async def _work(self) -> None:
         """The phases that make a job; the first that fails ends it."""
@@ -202,7 +195,7 @@ class JobRun:
     async def _finish_ship(self) -> None:
         """The last lines, in their share of the time; what did not arrive is in the metrics."""
         if self._ship:
-            await self._ship.finish(Deadline(min(SHIP_TIME, self.stop.deadline.remaining * SHIP_SHARE)))
+            await self._ship.finish(Deadline(self._ledger.ship))
             lost = sum(self._ship.losses().values())
             self.outcome.metrics |= {"logLinesLost": str(lost)} if lost else {}
 
@@ -298,7 +291,7 @@ class JobRun:
 
         async def close() -> None:
             if await self.stop.wait(seconds):
-                await self.stop.paced(lambda: asyncio.sleep(self._log_share()))
+                await self.stop.paced(lambda: asyncio.sleep(min(self._ledger.log, seconds)))
             box.request(PilotError(Code.LOGCREATIONTIMEOUT, "the time for the log is over"), grace=1.0)
 
         closing = asyncio.create_task(close())
@@ -306,11 +299,6 @@ class JobRun:
             yield box
         finally:
             closing.cancel()
-
-    def _log_share(self) -> float:
-        """Seconds that are left for the log after a stop."""
-        left = self.stop.deadline.remaining
-        return left - min(REPORT_RESERVE, left * REPORT_SHARE)
 
     # ---------------------------------------------------------------------------------------------------------- reports
 
@@ -328,7 +316,7 @@ class JobRun:
         sending = asyncio.create_task(
             self.bench.server.update(report, Deadline(self.bench.settings.final_report_timeout))
         )
-        await self.stop.paced(lambda: asyncio.wait({sending}, timeout=self._report_share()))
+        await self.stop.paced(lambda: asyncio.wait({sending}, timeout=self._ledger.report))
         try:
             await asyncio.wait_for(sending, 0)
         except Exception as error:  # the door: whatever is wrong with one report, the slot has other jobs to report
@@ -340,10 +328,6 @@ class JobRun:
             self.outcome.reported = True
             self._note("reported", sync=True)
         self._watch.enter("")
-
-    def _report_share(self) -> float | None:
-        left = self.stop.deadline.remaining
-        return None if math.isinf(left) else max(left, REPORT_LEAST)
 
     def _final(self) -> Report:
         mask = self.bench.masker.mask
@@ -368,7 +352,7 @@ class JobRun:
         command = reply.command
         if "tobekilled" in command or command == "badattemptnr":
             reason = PilotError(Code.PANDAKILL, f"the server answered {command!r}")
-            self.stop.request(reason, self.bench.settings.grace)
+            self.stop.request(reason, math.inf)  # the payload has its grace; the slot goes on
         elif command and command != self._last_command:
             logger.warning("command of the server that this pilot does not carry out: %r", command)
         self._last_command = command

@@ -223,6 +223,20 @@ def _server(text: str) -> str:
     return text
 
 
+def _signal(text: str) -> str:
+    """`USR1` of `USR1`, `sigusr1` or `10`."""
+    import signal
+
+    name = text.upper().removeprefix("SIG")
+    if not text:
+        return ""
+    if text.isascii() and text.isdigit():
+        return signal.Signals(int(text)).name.removeprefix("SIG")
+    if f"SIG{name}" not in signal.Signals.__members__:
+        raise ValueError(text)
+    return name
+
+
 def _resource_type(text: str) -> str:
     if not re.fullmatch(r"|(SCORE|MCORE)(_\S*)?", text):
         raise ValueError(text)
@@ -245,6 +259,7 @@ SECONDS = Kind("SECONDS", "seconds, 0 or more", _number, "s")
 FACTOR = Kind("FACTOR", "a number, 0 or more", _number)
 SIZE = Kind("SIZE", "a size such as 2 GB, 500 MB or a number of bytes", parse_size, "bytes")
 KILOBYTES = Kind("KB", "a whole number of kB", lambda text: _count(text) * 1024, "bytes")
+SIGNAL = Kind("SIGNAL", "the name of a signal, such as USR1", _signal)
 RESOURCE_TYPE = Kind("TYPE", "SCORE, MCORE, SCORE_* or MCORE_*", _resource_type)
 
 _KINDS: dict[type, Kind] = {bool: YES_NO, int: COUNT, float: SECONDS, str: TEXT}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pilot.bench import Bench
 from pilot.experiment import JOURNAL
+from pilot.grace import Ledger
 from pilot.job import Job, Limits
 from pilot.option import words
 from pilot.outcome import Outcome
@@ -31,8 +32,6 @@ from pilot.watch.look import watch
 
 logger = logging.getLogger(__name__)
 
-#: Share of the time left after a stop that the payload may take to end, KILL included.
-PAYLOAD_SHARE = 0.6
 #: Seconds that processes left behind by a payload get between TERM and KILL.
 LEFTOVER_GRACE = 2.0
 #: Seconds that a signal to us may come after the same signal to the payload.
@@ -198,6 +197,8 @@ class PayloadRun:
 
     async def _end(self, payload: PayloadProcess) -> None:
         scene = self._scene
+        if scene.stop.requested and payload.members():
+            logger.info("ending the payload; %s", Ledger(scene.stop.deadline.remaining))
         await scene.stop.paced(lambda: payload.stop(self._share(), self._grace()))
         try:
             ended = await asyncio.wait_for(payload.wait(), timeout=1.0)
@@ -219,7 +220,8 @@ class PayloadRun:
 
     def _share(self) -> Deadline:
         """By when nothing of the payload may be left."""
-        return Deadline(min(self._scene.stop.deadline.remaining * PAYLOAD_SHARE, self._scene.bench.settings.grace))
+        ledger = Ledger(self._scene.stop.deadline.remaining)
+        return Deadline(min(ledger.payload, self._scene.bench.settings.grace))
 
     def _grace(self) -> float | None:
         """Seconds between TERM and KILL, None for the usual part of the share."""

@@ -24,6 +24,7 @@ from pilot.assembly import (
 )
 from pilot.batch import BatchFacts
 from pilot.errors import Code, PilotError, ServerError
+from pilot.grace import node_grace
 from pilot.masking import Masker
 from pilot.node import read_node
 from pilot.outcome import Progress
@@ -82,6 +83,8 @@ class PilotRun:
         self._argv = argv
         self._experiment = find_experiment(settings.pilot_user)
         self._settings = settings.with_experiment(self._experiment.settings, self._experiment.name)
+        if told := node_grace(environ):
+            self._settings = self._settings.with_node("grace", *told)
         self._masker = Masker()
         self.reason: PilotError | None = None
 
@@ -190,6 +193,8 @@ class PilotRun:
         logger.info("pilot %s, Python %s on %s", __version__, platform.python_version(), platform.platform())
         logger.info("command line: %s", shlex.join([sys.argv[0], *self._argv]))
         logger.info("node %s, main directory %s", place.node, place.main_dir)
+        grace = self._settings.explained("grace")
+        logger.info("grace after a stop signal: %s s (%s)", grace.value, grace.source)
         for warning in self._settings.warnings():
             logger.warning("%s", warning)
 

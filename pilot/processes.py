@@ -15,7 +15,8 @@ import resource
 import signal
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,10 @@ from pilot.stop import in_thread
 logger = logging.getLogger(__name__)
 
 PR_SET_CHILD_SUBREAPER = 36
+
+#: Signals that the pilot keeps blocked (see `pilot.signals`), and no process that it starts may inherit so: a program's
+#: own handler for its faults would never be called.
+FAULTS = (signal.SIGSEGV, signal.SIGBUS)
 
 #: Place of `num_threads` among the fields that `_stat` gives, the 20th of proc(5).
 _NUM_THREADS = 17
@@ -45,7 +50,7 @@ class Processes:
 
     def start(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
         """Start a program in a session of its own; options as for `subprocess.Popen`."""
-        with self._lock:
+        with self._lock, _faults_unblocked():
             process = subprocess.Popen(argv, start_new_session=True, **options)
             self._own.add(process.pid)
         return process
@@ -224,6 +229,16 @@ def _children_by_scan(pid: int) -> list[int]:
     """Children found by looking at every process, where the kernel has no `children` files."""
     pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
     return [one for one in pids if _stat(one)[1:2] == [b"%d" % pid]]
+
+
+@contextmanager
+def _faults_unblocked() -> Iterator[None]:
+    """In this thread, for half a millisecond: a child gets the mask of the thread that starts it."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, FAULTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _become_subreaper() -> None:

@@ -24,6 +24,7 @@ from pilot.option import (
     PORT,
     RESOURCE_TYPE,
     SERVER,
+    SIGNAL,
     SIZE,
     URL,
     WHOLE_SECONDS,
@@ -152,6 +153,11 @@ class Settings:
                                  new=True)
     grace: float = opt(25.0, "from a stop signal to the end of the pilot", "--grace", ini="Pilot.grace",
                        queue="pilot_grace", group=_LIMITS, new=True)
+    soft_stop_signal: str = opt("", "signal that tells a payload that its time is nearly over, such as USR1",
+                                "--soft-stop-signal", ini="Pilot.soft_stop_signal", queue="pilot_soft_stop_signal",
+                                kind=SIGNAL, group=_LIMITS, new=True)
+    soft_stop_lead: float = opt(300.0, "from that signal to the end of the payload", "--soft-stop-lead",
+                                ini="Pilot.soft_stop_lead", queue="pilot_soft_stop_lead", group=_LIMITS, new=True)
     heartbeat: float = opt(1800.0, "longest time between two updates of a job", "--heartbeat", ini="Pilot.heartbeat",
                            queue="pilot_heartbeat", group=_LIMITS, new=True)
 
@@ -323,6 +329,10 @@ class Settings:
         origin = Origin(Rank.EXPERIMENT, f"experiment {experiment}")
         return self._changed(_Change(name, value, origin) for name, value in values.items())
 
+    def with_node(self, name: str, value: Any, origin: str) -> Settings:
+        """With what the node says in place of the default of one setting; `origin` in words."""
+        return self._changed([_Change(name, value, Origin(Rank.EXPERIMENT, origin))])
+
     def with_queue(self, overrides: Mapping[str, Any]) -> Settings:
         """With what the `params` of a queue set; keys that are no settings are passed over, flags and environment win.
 
@@ -360,7 +370,11 @@ class Settings:
 
     def explain(self) -> list[Row]:
         """Every setting, its value and where it came from."""
-        return [Row(name, option.show(getattr(self, name)), self._origin(name).place) for name, option in TABLE.items()]
+        return [self.explained(name) for name in TABLE]
+
+    def explained(self, name: str) -> Row:
+        """One of them."""
+        return Row(name, TABLE[name].show(getattr(self, name)), self._origin(name).place)
 
     def _origin(self, name: str) -> Origin:
         return self.origins.get(name, _DEFAULT)

@@ -1,15 +1,25 @@
-"""Signals to the pilot: each is a request to stop, and the second and third shorten the time for it."""
+"""Signals to the pilot: each is a request to stop, and the second and third shorten the time for it.
+
+SIGSEGV and SIGBUS are two things. Sent by `kill` they are a request like the others (PILOT3 5.5). Raised by the
+processor, for a fault in a C library, they must end the process: whoever returned from a handler would fault again,
+for ever. So these two are blocked for as long as the pilot lives. The kernel ends a process whose fault it cannot
+deliver, as if nobody listened; one that was sent waits, and is read from a signalfd(2).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
+import os
 import signal
+import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pilot.errors import Code, PilotError
-from pilot.processes import Processes
+from pilot.processes import FAULTS, Processes
 from pilot.stop import Stop
 
 logger = logging.getLogger(__name__)
@@ -19,6 +29,9 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signa
 
 #: Seconds that are left after the second and each further signal.
 _IMPATIENT = (5.0, 1.0)
+
+#: Bytes of a sigset_t (glibc and musl have 128) and of a signalfd_siginfo, whose first four are the number.
+_SET_SIZE, _INFO_SIZE = 128, 128
 
 
 @contextmanager
@@ -37,7 +50,7 @@ def held() -> Iterator[None]:
 
 def hold() -> set[int]:
     """Keep stop signals waiting from now on; the mask as it was."""
-    return signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    return signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPPING, *FAULTS))
 
 
 def listen(stop: Stop, grace: Callable[[], float], processes: Processes) -> None:
@@ -60,4 +73,33 @@ def listen(stop: Stop, grace: Callable[[], float], processes: Processes) -> None
         if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup
             loop.add_signal_handler(signum, heard, signum)
     loop.add_signal_handler(signal.SIGCHLD, processes.reap)
+    _listen_for_faults(loop, heard)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+def _listen_for_faults(loop: asyncio.AbstractEventLoop, heard: Callable[[signal.Signals], None]) -> None:
+    """Hear SIGSEGV and SIGBUS that were sent. They are unblocked for no longer than it takes to start a process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, FAULTS)
+    fd = _signalfd(FAULTS)
+    if fd < 0:
+        logger.warning("signalfd: SIGSEGV and SIGBUS that are sent to the pilot are not heard")
+        return
+
+    def read() -> None:
+        info = os.read(fd, _INFO_SIZE)
+        heard(signal.Signals(int.from_bytes(info[:4], sys.byteorder)))
+
+    loop.add_reader(fd, read)
+    weakref.finalize(loop, os.close, fd)
+    for signum in FAULTS:
+        loop.add_signal_handler(signum, heard, signum)
+
+
+def _signalfd(signals: tuple[signal.Signals, ...]) -> int:
+    """A file descriptor from which signals that are pending can be read, -1 if the kernel gives none."""
+    libc = ctypes.CDLL(None)
+    wanted = ctypes.create_string_buffer(_SET_SIZE)
+    libc.sigemptyset(wanted)
+    for signum in signals:
+        libc.sigaddset(wanted, signum)
+    return int(libc.signalfd(-1, wanted, os.O_NONBLOCK | os.O_CLOEXEC))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from pilot.errors import PilotError
+from pilot.errors import Code, PilotError
 from pilot.stop import Stop, in_thread
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,14 @@ class Look(Protocol):
 
 
 async def watch(looks: Sequence[Look], stop: Stop, grace: float) -> None:
-    """Run all looks until the stop; request it for the first that raises. Cancel this to end the watch."""
+    """Run all looks until the stop; request it for the first that raises. Cancel this to end the watch.
+
+    Args:
+        looks: what to ask.
+        stop: of the job.
+        grace: seconds that are left for all that follows when the time of the slot is up. For any other reason only
+            the payload has to hurry: its log may take as long as that of a good job.
+    """
     async with asyncio.TaskGroup() as group:
         for look in looks:
             group.create_task(_repeat(look, stop, grace))
@@ -53,7 +61,7 @@ async def _repeat(look: Look, stop: Stop, grace: float) -> None:
             period = await in_thread(look.look) if look.slow else look.look()
         except PilotError as error:
             logger.warning("%s", error)
-            stop.request(error, grace)
+            stop.request(error, grace if error.code is Code.REACHEDMAXTIME else math.inf)
             return
         except OSError as error:  # the payload may have removed what we look at: that is no limit passed
             logger.warning("%s: %s", type(look).__name__, error)
