@@ -185,12 +185,16 @@ class Call:
                 self.progress.running.discard(handle)
 
     def _fault(self, pace: Pace, handle: TransferHandle) -> PilotError | None:
-        """Why a transfer must not go on. Inputs of unknown size show only on their way that they are too large."""
+        """Why a transfer must not go on."""
+        return self._excess() or pace.fault(handle.moved)
+
+    def _excess(self) -> PilotError | None:
+        """Inputs of unknown size show only on their way that they are too large."""
         limit = self._limits.input_size if self._direction is Direction.IN else None
-        if limit is not None and self.progress.written > limit:
-            detail = f"the inputs have more than the {limit} bytes that the queue allows"
-            return TransferError(Code.SIZETOOLARGE, detail, Trait.FATAL)
-        return pace.fault(handle.moved)
+        if limit is None or self.progress.written <= limit:
+            return None
+        detail = f"the inputs have more than the {limit} bytes that the queue allows"
+        return TransferError(Code.SIZETOOLARGE, detail, Trait.FATAL)
 
     async def _tell(self) -> None:
         line = ProgressLine(self.progress)
@@ -210,6 +214,9 @@ class Call:
         self.progress.done += 1
         self.progress.finished += done.size
         self.progress.linked += 0 if done.local else done.size
+        if error := self._excess():
+            self._lost(FailedFile(file=file, error=error, attempts=done.attempts))
+            return None
         self._observer.arrived(done)
         return done
 
