@@ -225,7 +225,7 @@ def make_logship(
     settings: Settings, info: QueueInfo, job: Job, workdir: Path, place: Place, masker: Masker
 ) -> LogShip | None:
     """What sends the job's log while it runs; None if nobody asks for it: most do not, and nothing is loaded then."""
-    if not (settings.use_realtime_logging or info.queue.catchall_value("logging")):
+    if not (settings.use_realtime_logging or info.queue.catchall_value("logging") or job.debug):
         return None
     from pilot.livelog import live_log
 

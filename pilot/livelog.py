@@ -13,6 +13,7 @@ from pilot.logship.choose import log_files, make_sinks, wanted
 from pilot.logship.record import Origin
 from pilot.logship.shipper import LogShip
 from pilot.logship.sink import SinkContext
+from pilot.maskfile import MaskFile
 from pilot.masking import Masker
 from pilot.queuedata import Queue
 from pilot.server.tls import find_tls
@@ -52,14 +53,28 @@ def live_log(
         tls=find_tls(environ, capath=settings.capath).context,
     )
     try:
-        sinks = make_sinks(wanted(settings, queue), context)
+        sinks = make_sinks(wanted(settings, queue, debug=is_debugged(job)), context)
     except PilotError as error:
         logger.warning("no live log: %s", error)
         return None
-    ship = LogShip(_origin(job, batch, queue), workdir, masker, sinks, spool, rate=settings.realtime_rate)
-    for name in log_files(settings, queue):
+    if not sinks:  # debug mode where nothing says where to
+        return None
+    masks = MaskFile(workdir, masker)
+    ship = LogShip(_origin(job, batch, queue), workdir, masks, sinks, spool, rate=settings.realtime_rate)
+    for name in log_files(settings, queue, *tailed(job)):
         ship.follow(workdir / name)
     return ship
+
+
+def is_debugged(job: Job) -> bool:
+    """Whether debug mode of a job wants its live log: alone, or with a `tail`, not with `ps` or `gdb` (PILOT3 6)."""
+    return job.debug and (job.debug_command.strip() in ("", "debug") or bool(tailed(job)))
+
+
+def tailed(job: Job) -> tuple[str, ...]:
+    """The file that a debug command `tail NAME` names."""
+    words = job.debug_command.split()
+    return tuple(words[-1:]) if job.debug and len(words) > 1 and words[0] == "tail" else ()
 
 
 def _origin(job: Job, batch: BatchFacts, queue: Queue) -> Origin:

@@ -1,7 +1,8 @@
 """The log of a job: a gzip-compressed tar file of what is worth keeping of its directory, with the secrets masked.
 
-Everything of the job directory goes in, except the files named by the caller (inputs, outputs), `panda_secrets.json`
-and what matches the patterns of redundant files. `pilotlog.txt` is the part of the pilot's log that is about this job.
+Everything of the job directory goes in, except the files named by the caller (inputs, outputs), `panda_secrets.json`,
+`pilot_masks.txt` and what matches the patterns of redundant files. `pilotlog.txt` is the part of the pilot's log that is
+about this job.
 
 The payload made these files and may still be changing them, so nothing it did is trusted:
 - Links are followed only to regular files inside the directory (checked on the open file, so they cannot be exchanged
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from pilot.errors import Code, PilotError
+from pilot.maskfile import MASKS
 from pilot.masking import HOLD, Masker
 
 if TYPE_CHECKING:
@@ -113,7 +115,7 @@ def make_log_archive(
         PilotError: LOGFILECREATIONFAILURE (1320), the archive cannot be written.
     """
     replaced = [path.name for path in extra] + [PILOT_LOG] * (pilot_log is not None)
-    unwanted = [*exclude, *replaced, SECRETS, target.absolute(), _partial(target).absolute()]
+    unwanted = [*exclude, *replaced, SECRETS, MASKS, target.absolute(), _partial(target).absolute()]
     selection = _Selection(jobdir.absolute(), unwanted, (*REDUNDANT, *redundant), keep)
     with _written(target) as file:
         packer = _Packer(_Tar(file, folder, check), masker, selection, debug=debug, file_limit=file_limit)

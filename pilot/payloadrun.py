@@ -18,6 +18,7 @@ from pilot.bench import Bench
 from pilot.experiment import JOURNAL
 from pilot.grace import Ledger
 from pilot.job import Job, Limits
+from pilot.maskfile import MASKS, MASKS_VARIABLE, MaskFile
 from pilot.option import words
 from pilot.outcome import Outcome
 from pilot.payload.command import prepare_command
@@ -77,6 +78,7 @@ class PayloadRun:
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._guard: Guard | None = None
+        self._masks = MaskFile(scene.workdir, scene.bench.masker)
 
     @property
     def usage(self) -> Usage | None:
@@ -123,7 +125,7 @@ class PayloadRun:
         return PayloadProcess.start(
             text,
             workdir=scene.workdir,
-            environment=self._environment(),
+            environment=self._environment() | {MASKS_VARIABLE: str(scene.workdir / MASKS)},
             processes=scene.bench.processes,
             prefix=self._guard.prefix,
             name=name,
@@ -159,6 +161,7 @@ class PayloadRun:
         finally:
             watching.cancel()
             await self._end(payload)
+            self._masks.read()
             await asyncio.wait({watching})
             if not watching.cancelled() and watching.exception():
                 logger.error("the watch over the payload broke", exc_info=watching.exception())

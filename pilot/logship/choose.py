@@ -32,28 +32,34 @@ class Choice:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-def wanted(settings: Settings, queue: Queue) -> list[Choice]:
+def wanted(settings: Settings, queue: Queue, *, debug: bool = False) -> list[Choice]:
     """The sinks for a job: the option's, else the queue's, else the file's or experiment's; none if nobody asks.
 
-    A queue with `logging=` asks for it, and so does `--use-realtime-logging`, which without a place is a mistake.
+    A queue with `logging=` asks for it, a job in `debug` mode, and `--use-realtime-logging`, which without a place is a
+    mistake.
 
     Raises:
         PilotError: BADQUEUECONFIGURATION, the words make no sense.
     """
     of_queue = queue.catchall_value("logging") or ""
-    if not (settings.use_realtime_logging or of_queue):
+    if not (settings.use_realtime_logging or of_queue or debug):
         return []
     text = settings.realtime_logging_server or of_queue or settings.rtlogging
-    if not text:
+    if not text and settings.use_realtime_logging:
         raise PilotError(Code.BADQUEUECONFIGURATION, "it is switched on, but nothing says where it goes")
     return parse(text)
 
 
-def log_files(settings: Settings, queue: Queue) -> list[str]:
-    """Names of the files to follow, relative to the job directory: the payload's output, and what a site adds."""
-    more = (*re.split("[:,]", settings.realtime_logfiles), queue.catchall_value("loggingfile") or "")
+def log_files(settings: Settings, queue: Queue, *named: str) -> list[str]:
+    """Names of the files to follow, relative to the job directory: the payload's output, what a site adds, and more."""
+    more = (*re.split("[:,]", settings.realtime_logfiles), queue.catchall_value("loggingfile") or "", *named)
     names = ("payload.stdout", "payload.stderr", *(name.strip() for name in more))
-    return [name for name in dict.fromkeys(names) if name and not name.startswith("/") and ".." not in name.split("/")]
+    return [name for name in dict.fromkeys(names) if is_inside(name)]
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name is one of a file below the job directory."""
+    return bool(name) and not name.startswith("/") and ".." not in name.split("/")
 
 
 def parse(text: str) -> list[Choice]:

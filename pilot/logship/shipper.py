@@ -7,13 +7,14 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
+from pilot.logship.choose import is_inside
 from pilot.logship.feed import SPOOL_LIMIT, Feed
 from pilot.logship.notice import Notice
 from pilot.logship.record import Origin, Record, RecordMaker
 from pilot.logship.sink import LogSink
-from pilot.logship.tail import Line, Tail
-from pilot.masking import Masker
+from pilot.logship.tail import Line, Mask, Tail
 from pilot.stop import Deadline
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,13 @@ _MANY = 1000
 _TELL = 5.0
 #: Seconds that the rate limit looks back.
 _BURST = 10.0
+
+
+class Masks(Protocol):
+    """What makes masks for streams: `pilot.masking.Masker`, `pilot.maskfile.MaskFile`."""
+
+    def stream(self) -> Mask:
+        """A mask for the bytes of one file."""
 
 
 class LogShip:
@@ -50,7 +58,7 @@ class LogShip:
         self,
         origin: Origin,
         top: Path,
-        masker: Masker,
+        masker: Masks,
         sinks: Iterable[LogSink],
         spool: Path,
         *,
@@ -81,6 +89,17 @@ class LogShip:
             self._tails[name] = Tail(path, self._masker.stream(), start)
             if self._notice:
                 self._notice.poke()
+
+    def follow_name(self, name: str) -> bool:
+        """Follow a file that somebody named, such as `tail NAME` of debug mode, below the directory of the job.
+
+        Returns:
+            False if the name leads out of there.
+        """
+        inside = is_inside(name)
+        if inside:
+            self.follow(self._top / name)
+        return inside
 
     def enter(self, phase: str) -> None:
         """The job enters a phase; what was written by now belongs to the one before."""
