@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 from pilot.errors import PilotError
 from pilot.job import File, Job
 from pilot.maskfile import MASKS
-from pilot.patterns import check_patterns, expanded
 from pilot.queuedata import Queue
 
 logger = logging.getLogger(__name__)
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 #: Files of the pilot's own in a job directory, which no file of a job may be called like.
 JOURNAL, SECRETS = "journal.jsonl", "panda_secrets.json"
 OWN_NAMES = (
-    *(JOURNAL, SECRETS, NOTE, "pilotlog.txt", "payload.stdout", "payload.stderr"),
+    *(JOURNAL, SECRETS, "pilotlog.txt", "payload.stdout", "payload.stderr"),
     *("memory_monitor_output.txt", "memory_monitor_summary.json", MASKS),
 )
 
