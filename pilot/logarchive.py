@@ -1,8 +1,8 @@
 """The log of a job: a gzip-compressed tar file of what is worth keeping of its directory, with the secrets masked.
 
 Everything of the job directory goes in, except the files named by the caller (inputs, outputs), `panda_secrets.json`,
-`pilot_masks.txt` and what matches the patterns of redundant files. `pilotlog.txt` is the part of the pilot's log that is
-about this job.
+`pilot_masks.txt` and what matches the patterns of redundant files. `pilotlog.txt` is the part of the pilot's log that
+is about this job.
 
 The payload made these files and may still be changing them, so nothing it did is trusted:
 - Links are followed only to regular files inside the directory (checked on the open file, so they cannot be exchanged
