@@ -38,6 +38,11 @@ class RucioError(TransferError):
         super().__init__(code, detail, trait)
         self.left = left
 
+    @classmethod
+    def missing(cls, why: str) -> RucioError:
+        """There is no rucio-clients."""
+        return cls(Code.MIDDLEWAREIMPORTFAILURE, why, Trait.NEXT)
+
 
 class RucioProgram:
     """Runs the program.

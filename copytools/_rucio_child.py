@@ -205,37 +205,39 @@ def _add_replicas(rucio: Rucio, rse: str, files: list[dict[str, Any]]) -> None:
 
 
 def _attach(rucio: Rucio, files: list[dict[str, Any]], close: bool) -> None:
-    from rucio.common.exception import DataIdentifierAlreadyExists, UnsupportedStatus
-
     datasets: dict[tuple[str, str], list[dict[str, str]]] = {}
     for file in files:
         if file["dataset"]:
             dids = datasets.setdefault((file["dataset_scope"], file["dataset"]), [])
             dids.append({"scope": file["scope"], "name": file["name"]})
-    for scope, name in datasets:
-        if not _exists(rucio, scope, name):
-            try:
-                rucio.dids.add_dataset(scope, name)
-            except DataIdentifierAlreadyExists:  # another job of the task was quicker
-                pass
-    attachments = [{"scope": scope, "name": name, "dids": dids} for (scope, name), dids in datasets.items()]
+    attachments = [
+        {"scope": scope, "name": name, "dids": missing}
+        for (scope, name), dids in datasets.items()
+        if (missing := _missing(rucio, scope, name, dids))
+    ]
     if attachments:
         rucio.dids.attach_dids_to_dids(attachments, ignore_duplicate=True)
     for scope, name in datasets if close else ():
-        try:
+        if rucio.dids.get_did(scope, name).get("open"):
             rucio.dids.close(scope, name)
-        except UnsupportedStatus:  # closed already
-            pass
 
 
-def _exists(rucio: Rucio, scope: str, name: str) -> bool:
-    from rucio.common.exception import DataIdentifierNotFound
+def _missing(rucio: Rucio, scope: str, dataset: str, dids: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Files that may not be in a dataset, which is made if there is none; only a closed one is looked into."""
+    from rucio.common.exception import DataIdentifierAlreadyExists, DataIdentifierNotFound
 
     try:
-        rucio.dids.get_did(scope, name)
+        is_open = rucio.dids.get_did(scope, dataset).get("open")
     except DataIdentifierNotFound:
-        return False
-    return True
+        try:
+            rucio.dids.add_dataset(scope, dataset)
+        except DataIdentifierAlreadyExists:  # another job of the task was quicker
+            pass
+        return dids
+    if is_open:
+        return dids
+    there = {_did(entry) for entry in rucio.dids.list_files(scope, dataset)}
+    return [did for did in dids if _did(did) not in there]
 
 
 def _did(file: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pilot.errors import Code, PilotError
 from pilot.job import File
 from pilot.staging.copytool import Handle
 
@@ -54,6 +55,19 @@ class Registration:
     size: int
     checksums: Mapping[str, str]
     events: int | None = None
+
+
+class RegistrationError(PilotError):
+    """Outputs were not registered, or not all.
+
+    Args:
+        code, detail: as for any error.
+        remaining: LFNs that are still to be registered; all others are.
+    """
+
+    def __init__(self, code: Code, detail: str, remaining: Sequence[str]) -> None:
+        super().__init__(code, detail)
+        self.remaining = tuple(remaining)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,5 +116,9 @@ class Catalogue(ABC):
     def register(self, files: Sequence[Registration], handle: Handle) -> None:
         """Register the outputs of a job with their datasets: all of them, or an error that says what remains.
 
-        Doing it again is no error, so that a remainder can be done later.
+        Doing it again is no error, so that a remainder can be done later. A name that the catalogue has with other
+        content is refused before anything is changed.
+
+        Raises:
+            RegistrationError: with what remains.
         """
