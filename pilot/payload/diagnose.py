@@ -6,19 +6,29 @@ import json
 import logging
 import re
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pilot import matchers
+from pilot.causes import Fault
 from pilot.errors import DIAG_LIMIT, Code, PilotError
 from pilot.job import Job
+from pilot.matchers import COMMON, Matcher
+from pilot.payload.ownreport import JobReport, job_report
 from pilot.payload.process import Ended, open_left, signal_name, tail
 
 logger = logging.getLogger(__name__)
 
 ERROR_REPORT = "payload_error_report.json"
 
-#: Bytes read of it: one that is longer is no report.
+#: Problem matchers that a payload brings (`pilot.matchers`).
+MATCHERS = "problem_matchers.json"
+
+#: Bytes at the end of an output that are looked at.
+_TAIL = 65536
+
+#: Bytes read of a file that a payload writes for us: one that is longer is none.
 _REPORT_LIMIT = 1_000_000
 
 #: Exit statuses with a meaning of their own (`errorcodes.json`, payload_special_exit_codes).
@@ -28,7 +38,10 @@ _SPECIAL_EXITS = {146: Code.NOUSERTARBALL, 251: Code.UNKNOWNTRFFAILURE}
 _REMOTE_OPEN_EXITS = {2: Code.LSETUPTIMEDOUT, 3: Code.REMOTEFILEOPENTIMEDOUT}
 
 #: Ends of the loop over hyper-parameter points: no more points, or the limit is reached. Not failures.
-_HPO_ENDS = (160, 161, 162)
+HPO_ENDS = (160, 161, 162)
+
+#: Signals that a payload hardly sends itself: whoever runs the node did.
+_OF_THE_NODE = (signal.SIGKILL, signal.SIGTERM, signal.SIGXCPU)
 
 #: Lines of a payload's output that are likely to name the cause, the strongest first.
 _TELLING = [
@@ -61,15 +74,26 @@ class Diagnosis:
     Attributes:
         error: the pilot's own verdict, None for a good payload.
         exe_code, exe_diag: what the payload said of itself.
+        fault: whose it is, where that is not what the error commonly means.
+        metrics: what it counted, for jobMetrics.
     """
 
     error: PilotError | None = None
     exe_code: int = 0
     exe_diag: str = ""
+    fault: Fault | None = None
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
 
 def diagnose(
-    job: Job, ended: Ended, workdir: Path, *, remote_io: bool = False, mask: Callable[[str], str] = str
+    job: Job,
+    ended: Ended,
+    workdir: Path,
+    *,
+    remote_io: bool = False,
+    mask: Callable[[str], str] = str,
+    known: Sequence[Matcher] = (),
+    trusts_report: bool = False,
 ) -> Diagnosis:
     """Explain how a payload ended that the pilot did not stop itself.
 
@@ -79,17 +103,65 @@ def diagnose(
         workdir: the job directory.
         remote_io: the payload had the check of remote files in front of it.
         mask: hides secrets in what the payload wrote, before it is cut to size.
+        known: problem matchers of experiment, site and queue, before those for everybody.
+        trusts_report: a job report that tells of an error fails a payload which exits with 0, and its counts are kept.
     """
+    report = job_report(workdir) if trusts_report else JobReport()
     code, text = _own_report(workdir, mask)
     if code:
         what = f"the payload reported error {code}"
         error = PilotError(Code.PAYLOADEXECUTIONFAILURE, f"{what}: {text}" if text else what)
-        return Diagnosis(error=error, exe_code=code, exe_diag=text)
-    if ended.exit_code == 0 or (job.is_hpo and ended.exit_code in _HPO_ENDS):
-        return Diagnosis()
-    cause = _telling_line(workdir, mask)
-    how = f"{_how(ended)}: {cause}" if cause else _how(ended)
-    return Diagnosis(error=PilotError(_code(ended, remote_io), how), exe_code=ended.status, exe_diag=cause)
+        return Diagnosis(error=error, exe_code=code, exe_diag=text, metrics=report.metrics)
+    good = ended.exit_code == 0 or (job.is_hpo and ended.exit_code in HPO_ENDS)
+    if good and not report.exit_code:
+        return Diagnosis(metrics=report.metrics)
+    return _explained(ended, good, report, _outputs(workdir, report, mask), [*_brought(workdir), *known], remote_io)
+
+
+def _explained(
+    ended: Ended,
+    good: bool,
+    report: JobReport,
+    outputs: Mapping[str, Sequence[str]],
+    known: Sequence[Matcher],
+    remote_io: bool,
+) -> Diagnosis:
+    """The verdict on a payload that failed."""
+    found = matchers.find([*known, *COMMON], outputs)
+    said = outputs["report"][0] if report.message else _telling_line(outputs)
+    cause = _readable(found.text if found else said)
+    how = f"the job report has exit code {report.exit_code}" if good else _how(ended)
+    code = Code.UNKNOWNPAYLOADFAILURE if good else _code(ended, remote_io)
+    if found and found.matcher.code is not Code.PAYLOADEXECUTIONFAILURE:
+        code = found.matcher.code
+    fault = found.matcher.fault if found else Fault.SITE if ended.signum in _OF_THE_NODE else None
+    return Diagnosis(
+        error=PilotError(code, f"{how}: {cause}" if cause else how),
+        exe_code=report.exit_code or ended.status,
+        exe_diag=cause,
+        fault=fault,
+        metrics=report.metrics,
+    )
+
+
+def _outputs(workdir: Path, report: JobReport, mask: Callable[[str], str]) -> dict[str, list[str]]:
+    """Lines that are not empty: the ends of both outputs, and what the job report says, its own message first."""
+    texts = {name: mask(tail(workdir / f"payload.{name}", _TAIL)) for name in ("stderr", "stdout")}
+    texts["report"] = mask("\n".join(filter(None, (" ".join(report.message.split()), *report.problems))))
+    lines = {name: _ESCAPES.sub("", text).splitlines() for name, text in texts.items()}
+    return {name: [line for line in found if line.strip()] for name, found in lines.items()}
+
+
+def _brought(workdir: Path) -> Sequence[Matcher]:
+    """Matchers that the job brought or wrote."""
+    try:
+        with open_left(workdir / MATCHERS) as file:
+            return matchers.parse_text(file.read(_REPORT_LIMIT).decode(), of_job=True)
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError) as error:
+        logger.warning("%s of the job is not used: %s", MATCHERS, error)
+        return ()
 
 
 def _own_report(workdir: Path, mask: Callable[[str], str]) -> tuple[int, str]:
@@ -124,16 +196,15 @@ def _how(ended: Ended) -> str:
     return f"exit status {status}{hint}"
 
 
-def _telling_line(workdir: Path, mask: Callable[[str], str]) -> str:
+def _telling_line(outputs: Mapping[str, Sequence[str]]) -> str:
     """The line of stderr or stdout that most likely names the cause; else the last line there is."""
-    outputs = [_ESCAPES.sub("", mask(tail(workdir / name, 65536))) for name in ("payload.stderr", "payload.stdout")]
-    texts = [[line for line in output.splitlines() if line.strip()] for output in outputs]
+    texts = [list(outputs["stderr"]), list(outputs["stdout"])]
     for pattern in _TELLING:
         for lines in texts:
             for number, line in enumerate(lines):
                 if pattern.search(line):
-                    return _readable(_raised(lines[number:]) if _TRACEBACK in line else line)
-    return next((_readable(lines[-1]) for lines in texts if lines), "")
+                    return _raised(lines[number:]) if _TRACEBACK in line else line
+    return next((lines[-1] for lines in texts if lines), "")
 
 
 def _raised(lines: list[str]) -> str:
