@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +17,7 @@ from pilot.errors import Code, PilotError, Trait, TransferError
 from pilot.job import File
 from pilot.staging.faults import Direction
 from pilot.staging.handle import Launcher, TransferHandle
+from pilot.staging.history import History, PassedOver
 from pilot.staging.mover import transfer_timeout
 from pilot.staging.pace import Pace, PaceLimits
 from pilot.staging.plan import Candidate
@@ -27,8 +29,10 @@ from pilot.staging.result import (
     StagedFile,
     StagingObserver,
     StagingResult,
+    Trial,
     gave_up,
     shown,
+    tried,
 )
 from pilot.staging.slots import Slots
 from pilot.stop import Stop, in_thread
@@ -54,6 +58,7 @@ class StagingLimits:
         per_storage: transfers at once with one storage; 0 for no limit of its own.
         pace: that transfers must keep up.
         attempts_in, attempts_out: tries with one tool at one URL, as long as the errors say that another may help.
+        open_timeout: seconds to look whether an input that the payload reads over the network is there; 0: no look.
         pause: seconds before the second try, doubled before each further one, each within 50 % at random.
         input_size: bytes that all inputs together may take on the disk; None for no check, of free space neither.
         checksum_types: that outputs get.
@@ -66,6 +71,7 @@ class StagingLimits:
     pace: PaceLimits = field(default_factory=PaceLimits)
     attempts_in: int = 3
     attempts_out: int = 3
+    open_timeout: float = 60.0
     pause: float = 2.0
     input_size: int | None = None
     checksum_types: tuple[str, ...] = ("adler32",)
@@ -82,6 +88,7 @@ class Call:
         stop: the job's.
         slots: bounds the transfers at once, of all calls of an engine.
         limits, launcher, observer, environment: as for the engine.
+        history: what has just failed and is tried last.
         together: a file that fails makes the others useless, and ends them.
     """
 
@@ -96,6 +103,7 @@ class Call:
         launcher: Launcher,
         observer: StagingObserver,
         environment: Mapping[str, str],
+        history: History,
         together: bool = False,
     ) -> None:
         self._direction = direction
@@ -109,6 +117,7 @@ class Call:
         self._launcher = launcher
         self._observer = observer
         self._environment = environment
+        self._history = history
         self._failed: list[FailedFile] = []
         known = sum(file.size or 0 for file in files) if direction is Direction.IN else 0
         self.progress = Progress(direction, len(files), known)
@@ -145,14 +154,23 @@ class Call:
         candidates: Sequence[Candidate],
         once: Callable[..., StagedFile],
     ) -> StagedFile | FailedFile:
-        """Try `once(candidate=, handle=)` with each candidate.
+        """Try `once(candidate=, handle=)` with each candidate; what has just failed for other files comes last.
 
         Raises:
             PilotError: the stop's reason.
         """
         attempts: list[Attempt] = []
-        for candidate in candidates:
-            done = await self._persist(candidate, size, partial(once, candidate=candidate), attempts)
+        waiting, passed = deque(candidates), set[Candidate]()
+        while waiting:
+            candidate = waiting.popleft()
+            others = () if candidate in passed else tuple(waiting)
+            way = _Way(file, candidate, size, partial(once, candidate=candidate), others)
+            try:
+                done = await self._persist(way, attempts)
+            except PassedOver:
+                passed.add(candidate)
+                waiting.append(candidate)
+                continue
             if isinstance(done, StagedFile):
                 logger.info("%s of %s: %s", self._direction.value, file.lfn, _told(done))
                 return done
@@ -164,12 +182,21 @@ class Call:
         """Run blocking `work(*args)` in a thread that is left alone at a stop."""
         return await self._stop.guard(in_thread(work, *args))
 
-    async def in_slot(self, size: int | None, work: Callable[..., T], storage: str = "") -> T:
-        """Run blocking `work(handle=)` in a thread when there is a place, for as long as so many bytes may take."""
+    async def in_slot(
+        self, size: int | None, work: Callable[..., T], storage: str = "", patience: tuple[float, Code] | None = None
+    ) -> T:
+        """Run blocking `work(handle=)` in a thread when there is a place.
+
+        Args:
+            size: of what moves: for as long as so many bytes may take.
+            work: to do.
+            storage: that it is done with.
+            patience: seconds to give it instead, and the code of an error after that time.
+        """
         async with self._slots.place(storage):
             self._stop.check()
-            timeout = transfer_timeout(size)
-            late = TransferError(self._direction.timed_out, f"not done within {timeout:.0f} s", Trait.NEXT)
+            timeout, code = patience or (transfer_timeout(size), self._direction.timed_out)
+            late = TransferError(code, f"not done within {timeout:.0f} s", Trait.NEXT)
             handle = TransferHandle(self._stop, self._launcher, timeout, late, self._environment)
             pace = Pace(self._limits.pace, self._direction, size)
             self.progress.running.add(handle)
@@ -222,37 +249,93 @@ class Call:
 
     def _lost(self, failure: FailedFile) -> None:
         """Note a failure."""
+        failure = replace(failure, direction=self._direction)
         if not self._stop.requested:
+            for line in tried(failure.attempts) if len(failure.attempts) > 1 else ():
+                logger.error("%s was tried: %s", failure.file.lfn, line)
             logger.error("%s of %s: %s", self._direction.value, failure.file.lfn, failure.error)
         self._failed.append(failure)
         self._observer.failed(failure)
         if self._together:
             self._stop.request(failure.error)
 
-    async def _persist(
-        self, candidate: Candidate, size: int | None, once: Callable[..., StagedFile], attempts: list[Attempt]
-    ) -> StagedFile | Trait:
-        """Try one candidate until it works, its errors say that it never will, or it had its tries."""
+    async def _persist(self, way: _Way, attempts: list[Attempt]) -> StagedFile | Trait:
+        """Try one way until it works, its errors say that it never will, or it had its tries.
+
+        Raises:
+            PassedOver: another one is to be tried first.
+        """
         for number in range(1, self._tries + 1):
-            started = time.monotonic()
-            try:
-                done = await self.in_slot(size, once, storage_of(candidate))
-            except PilotError as error:
-                self._stop.check()
-                seconds = time.monotonic() - started
-                attempts.append(Attempt(tool=candidate.tool, url=candidate.url, error=error, seconds=seconds))
-                logger.warning("%s, try %d: %s", self._direction.value, number, attempts[-1])
-                trait = getattr(error, "trait", Trait.FATAL)
-            else:
-                return replace(done, seconds=time.monotonic() - started, attempts=tuple(attempts))
+            done = await self._try(way)
+            if isinstance(done, StagedFile):
+                self._history.worked(way.candidate)
+                return replace(done, attempts=tuple(attempts))
+            attempts.append(done)
+            logger.warning("%s, try %d: %s", self._direction.value, number, done)
+            trait = Trait(getattr(done.error, "trait", Trait.FATAL))
             if trait is not Trait.RETRY:
-                return Trait(trait)
+                break
+            way.others = ()  # it has begun
             if number < self._tries:
-                await self._stop.wait(
-                    min(self._limits.pause * 2 ** (number - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.5)
-                )
+                pause = min(self._limits.pause * 2 ** (number - 1), LONGEST_PAUSE)
+                await self._stop.wait(pause * random.uniform(0.5, 1.5))
                 self._stop.check()
-        return Trait.NEXT
+        self._history.failed(way.candidate, attempts[-1].error)
+        return Trait.NEXT if trait is Trait.RETRY else trait
+
+    async def _try(self, way: _Way) -> StagedFile | Attempt:
+        """One try, of which the observer hears."""
+        file, candidate = way.file, way.candidate
+        patience = (self._limits.open_timeout, Code.REMOTEFILEOPENTIMEDOUT) if candidate.direct else None
+        tell = partial(
+            Trial,
+            direction=self._direction,
+            file=file,
+            tool=candidate.tool,
+            url=candidate.url,
+            endpoint=candidate.endpoint,
+        )
+        try:
+            staged = await self.in_slot(way.size, partial(way.begin, self._history), storage_of(candidate), patience)
+        except PilotError as error:
+            self._stop.check()
+            self._observer.tried(tell(began=way.began, seconds=way.seconds, error=error))
+            return Attempt(
+                tool=candidate.tool, url=candidate.url, error=error, seconds=way.seconds, endpoint=candidate.endpoint
+            )
+        staged = replace(staged, seconds=way.seconds)
+        self._observer.tried(tell(began=way.began, seconds=way.seconds, staged=staged))
+        return staged
+
+
+@dataclass(slots=True)
+class _Way:
+    """One file on one way.
+
+    Attributes:
+        others: ways that may be taken first, if this one has just failed for other files.
+        began: when its last try had its turn, seconds since the epoch.
+    """
+
+    file: File
+    candidate: Candidate
+    size: int | None
+    once: Callable[..., StagedFile]
+    others: tuple[Candidate, ...]
+    began: float = field(default_factory=time.time)
+    _since: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Since then."""
+        return time.monotonic() - self._since
+
+    def begin(self, history: History, handle: TransferHandle) -> StagedFile:
+        """In a thread, when there is a place for it."""
+        if self.others and history.overtaken(self.candidate, self.others):
+            raise PassedOver
+        self.began, self._since = time.time(), time.monotonic()
+        return self.once(handle=handle)
 
 
 async def _supervised(

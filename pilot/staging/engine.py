@@ -10,7 +10,7 @@ what arrived and what did not.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,8 +23,10 @@ from pilot.job import File
 from pilot.staging.cache import NAME as CACHE
 from pilot.staging.cache import InputCache
 from pilot.staging.call import Call, StagingLimits
+from pilot.staging.copytool import Handle
 from pilot.staging.faults import Direction
 from pilot.staging.handle import Launcher
+from pilot.staging.history import History
 from pilot.staging.mover import Mover
 from pilot.staging.plan import Candidate
 from pilot.staging.result import FailedFile, StagedFile, StagingObserver, StagingResult
@@ -34,6 +36,13 @@ from pilot.staging.toolbox import ToolBox
 from pilot.stop import Stop
 
 logger = logging.getLogger(__name__)
+
+
+#: Asks a catalogue for all inputs of a job at once: from files and a handle to the files with what it knows of them.
+LookUp = Callable[[Sequence[File], Handle], Sequence[File]]
+
+#: Looking replicas up may take as long as a file of so many bytes: 400 s (PILOT3 4.4).
+LOOK_UP_SIZE = 0
 
 
 class Plan(Protocol):
@@ -52,6 +61,7 @@ class StagingEngine:
     Args:
         plan: where files can be had and where they go.
         tools: the copy tools.
+        look_up: asks a catalogue before inputs are planned; None if there is none to ask.
         launcher: starts the programs of tools.
         limits: how much at once, how often.
         observer: hears of every file.
@@ -66,6 +76,7 @@ class StagingEngine:
         plan: Plan,
         tools: ToolBox,
         launcher: Launcher,
+        look_up: LookUp | None = None,
         limits: StagingLimits | None = None,
         observer: StagingObserver | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
@@ -74,8 +85,11 @@ class StagingEngine:
     ) -> None:
         self._plan = plan
         self._tools = tools
+        self._look_up = look_up
         self._limits = limits or StagingLimits()
-        self._mover = Mover(tools, self._limits.checksum_types, self._limits.empty_outputs)
+        self._mover = Mover(
+            tools, self._limits.checksum_types, self._limits.empty_outputs, self._limits.open_timeout > 0
+        )
         self._room = room or Room()
         self._cache = cache
         self._call = partial(
@@ -85,6 +99,7 @@ class StagingEngine:
             launcher=launcher,
             observer=observer or StagingObserver(),
             environment=environment,
+            history=History(),
         )
 
     async def stage_in(
@@ -93,26 +108,31 @@ class StagingEngine:
         """Bring inputs into a directory, under their LFNs.
 
         Args:
-            files: inputs; those that the payload reads over the network are not for us.
+            files: inputs; those that the payload reads over the network stay where they are.
             workdir: the job's directory.
             stop: ends all transfers at once; what has arrived stays.
             together: the first that fails ends the others, since the job is lost.
         """
         plans: dict[str, Sequence[Candidate]] = {}
+        known: dict[str, File] = {}
         call = self._call(Direction.IN, files, stop, together=together)
 
         async def prepare() -> None:
-            plans.update(await call.aside(self._plans, files))
-            room = self._room_for(files, plans, workdir, call)
+            found = files
+            if self._look_up is not None:
+                found = await call.in_slot(LOOK_UP_SIZE, partial(self._look_up, files))
+            known.update((file.lfn, file) for file in found)
+            plans.update(await call.aside(self._plans, found))
+            room = self._room_for(found, plans, workdir, call)
             await call.aside(held.enter_context, room)
 
-        async def bring(file: File) -> StagedFile | FailedFile:
-            path = workdir / file.lfn
-            if cached := await self._cached(call, file, path):
+        async def bring(named: File) -> StagedFile | FailedFile:
+            file, ways, path = known[named.lfn], plans[named.lfn], workdir / named.lfn
+            if not ways[0].direct and (cached := await self._cached(call, file, path)):
                 return cached
             bring_one = partial(self._mover.bring, file=file, path=path)
-            done = await call.first_that_works(file, file.size, plans[file.lfn], bring_one)
-            if self._cache and isinstance(done, StagedFile):
+            done = await call.first_that_works(file, file.size, ways, bring_one)
+            if self._cache and isinstance(done, StagedFile) and not done.file.turl:
                 await call.in_slot(done.size, partial(self._cache.keep, done))
             return done
 
@@ -172,6 +192,8 @@ class StagingEngine:
             yield
 
     def _fills_disk(self, candidates: Sequence[Candidate]) -> bool:
+        if candidates[0].direct:
+            return False
         try:
             return self._tools.get(candidates[0].tool).fills_disk()
         except PilotError:  # will be told when it is tried

@@ -83,23 +83,32 @@ class Mover:
         checksum_types: that every output gets, and inputs too if they are several; the first is also asked for when an
             input has none in the catalogue.
         empty_outputs: outputs of no byte are good, too.
+        opens: look whether inputs that the payload reads over the network are there.
     """
 
-    def __init__(self, tools: ToolBox, checksum_types: Sequence[str], empty_outputs: bool = False) -> None:
+    def __init__(
+        self, tools: ToolBox, checksum_types: Sequence[str], empty_outputs: bool = False, opens: bool = True
+    ) -> None:
         self._tools = tools
         self._types = tuple(checksum_types)
         self._empty_outputs = empty_outputs
+        self._opens = opens
 
     def bring(self, candidate: Candidate, file: File, path: Path, handle: Handle) -> StagedFile:
         """Get an input to `path` and verify it; what is not as it should be is removed.
 
+        One that the payload reads over the network stays where it is.
+
         Raises:
             PilotError: with a trait if it is a `TransferError`; the stop's reason if it was stopped.
         """
+        if candidate.direct:
+            return self._leave(candidate, file, path, handle)
         with _door(Direction.IN, candidate.tool):
             tool = self._tools.get(candidate.tool)
             transfer = self._transfer(candidate, file, path, file.size, file.checksums)
             stored = tool.get(transfer, handle)
+            arrived = time.monotonic()
             try:
                 size, checksums = _verified(transfer, stored, handle)
                 checksums = {**file_checksums(path, self._further(checksums), handle.check), **checksums}
@@ -114,8 +123,36 @@ class Mover:
             checksums=checksums,
             tool=candidate.tool,
             seconds=0.0,
+            verifying=time.monotonic() - arrived,
             local=tool.fills_disk(),
         )
+
+    def _leave(self, candidate: Candidate, file: File, path: Path, handle: Handle) -> StagedFile:
+        """An input that the payload reads where it is; it must be there (1361), with the right size."""
+        size = self._remote_size(candidate, handle) if self._opens else None
+        if size is not None and file.size not in (None, size):
+            raise _not_opened(candidate, f"has {size} bytes, not {file.size}", Trait.NEXT)
+        return StagedFile(
+            file=replace(file, endpoint=candidate.endpoint or file.endpoint, turl=candidate.url),
+            path=path,
+            url=candidate.url,
+            size=file.size or size or 0,
+            checksums=file.checksums,
+            tool=candidate.tool,
+            seconds=0.0,
+            local=False,
+        )
+
+    def _remote_size(self, candidate: Candidate, handle: Handle) -> int | None:
+        try:
+            with _door(Direction.IN, candidate.tool):
+                seen = self._tools.get(candidate.tool).stat(candidate.url, handle)
+        except PilotError as error:
+            handle.check()  # a stop, and that it took too long, are told as they are
+            raise _not_opened(candidate, error.detail, getattr(error, "trait", Trait.NEXT)) from error
+        if seen is None:
+            raise _not_opened(candidate, "there is no such file", Trait.NEXT)
+        return seen.size
 
     def _further(self, known: Mapping[str, str]) -> list[str]:
         """Types to add for an input: none when one type is wanted, as on a grid, where the catalogue's is enough."""
@@ -147,6 +184,7 @@ class Mover:
                 self._sum_up(local, handle)
             transfer = self._transfer(candidate, local.file, local.path, local.size, local.checksums)
             stored = tool.put(transfer, handle)
+            arrived = time.monotonic()
             try:
                 _verify_far(tool, transfer, stored, handle)
                 _verify_unchanged(local)
@@ -166,6 +204,7 @@ class Mover:
             checksums=local.checksums,
             tool=candidate.tool,
             seconds=0.0,
+            verifying=time.monotonic() - arrived,
         )
 
     def _summed_on_the_way(self, tool: CopyTool, candidate: Candidate, local: LocalFile) -> bool:
@@ -193,6 +232,10 @@ class Mover:
             timeout=transfer_timeout(size),
             onward=candidate.surl if candidate.onward else "",
         )
+
+
+def _not_opened(candidate: Candidate, why: str, trait: Trait) -> TransferError:
+    return TransferError(Code.REMOTEFILECOULDNOTBEOPENED, f"{shown(candidate.url)}: {why}", trait)
 
 
 @contextmanager

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pilot.errors import PilotError, TransferError
-from pilot.job import File
+from pilot.job import File, Kind
 from pilot.staging.faults import Direction
 from pilot.staging.handle import TransferHandle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """A try that failed: with which tool, at which URL, why, after how many seconds."""
+    """A try that failed: with which tool, at which URL of which storage, why, after how many seconds."""
 
     tool: str
     url: str
     error: PilotError
     seconds: float
+    endpoint: str = ""
 
     def __str__(self) -> str:
         return f"{self.tool} {shown(self.url)}: {self.error.diag}"
@@ -39,6 +41,7 @@ class StagedFile:
         checksums: type to hex digits, of the bytes that were moved; may be empty for an input nobody has a checksum of.
         tool: that moved it.
         seconds: that the last try took.
+        verifying: of those, what was left to verify when the tool was done.
         attempts: those before it, that failed.
         local: False for an input that takes no local space because it is only linked.
     """
@@ -52,6 +55,42 @@ class StagedFile:
     seconds: float
     attempts: tuple[Attempt, ...] = ()
     local: bool = True
+    verifying: float = 0.0
+
+    @property
+    def story(self) -> list[str]:
+        """One line for each way that was tried before this one; empty if the first one was good."""
+        if not self.attempts:
+            return []
+        lines = [f"{self.file.lfn}: {line}" for line in tried(self.attempts)]
+        before = self.attempts[0].endpoint
+        if self.file.kind is not Kind.INPUT and self.file.endpoint != before:  # the words are Pilot 3's
+            lines.append(f"Alternative stage-out for [{self.file.lfn}]: {self.file.endpoint} instead of {before}")
+        return [*lines, f"{self.file.lfn}: {self.tool} {shown(self.url)}: good"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One try to move a file, as it ended.
+
+    Attributes:
+        direction, file: what.
+        tool, url, endpoint: how, and where from or to.
+        began: when it had its turn, seconds since the epoch.
+        seconds: that it took.
+        staged: what arrived; None if it failed.
+        error: why it failed; None if it did not.
+    """
+
+    direction: Direction
+    file: File
+    tool: str
+    url: str
+    endpoint: str
+    began: float
+    seconds: float
+    staged: StagedFile | None = None
+    error: PilotError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +100,12 @@ class FailedFile:
     file: File
     error: PilotError
     attempts: tuple[Attempt, ...] = ()
+    direction: Direction | None = None
+
+    @property
+    def story(self) -> list[str]:
+        """One line for each way that was tried."""
+        return [f"{self.file.lfn}: {line}" for line in tried(self.attempts)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +119,12 @@ class StagingResult:
     staged: tuple[StagedFile, ...] = ()
     failed: tuple[FailedFile, ...] = ()
     metrics: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def story(self) -> list[str]:
+        """What was tried and failed, one line each, for people; empty if all went well at once."""
+        stories = [*(staged.story for staged in self.staged), *(failure.story for failure in self.failed)]
+        return [line for story in stories for line in story]
 
     @property
     def error(self) -> PilotError | None:
@@ -129,6 +180,9 @@ class StagingObserver:
     def started(self, progress: Progress) -> None:
         """A call begins."""
 
+    def tried(self, trial: Trial) -> None:
+        """A try is over; what a stop has ended is none."""
+
     def arrived(self, staged: StagedFile) -> None:
         """A file is where it should be."""
 
@@ -139,11 +193,48 @@ class StagingObserver:
         """The call is over."""
 
 
+class Observers(StagingObserver):
+    """Several observers as one."""
+
+    def __init__(self, *observers: StagingObserver) -> None:
+        self._observers = observers
+
+    def started(self, progress: Progress) -> None:
+        """Tell all of them."""
+        for one in self._observers:
+            one.started(progress)
+
+    def tried(self, trial: Trial) -> None:
+        """Tell all of them."""
+        for one in self._observers:
+            one.tried(trial)
+
+    def arrived(self, staged: StagedFile) -> None:
+        """Tell all of them."""
+        for one in self._observers:
+            one.arrived(staged)
+
+    def failed(self, failure: FailedFile) -> None:
+        """Tell all of them."""
+        for one in self._observers:
+            one.failed(failure)
+
+    def ended(self, result: StagingResult) -> None:
+        """Tell all of them."""
+        for one in self._observers:
+            one.ended(result)
+
+
+def tried(attempts: Sequence[Attempt]) -> list[str]:
+    """One line for each way that failed in another manner than before, with the number of its tries."""
+    counts = Counter(str(attempt) for attempt in attempts)
+    return [text if count == 1 else f"{text} ({count} tries)" for text, count in counts.items()]
+
+
 def gave_up(file: File, attempts: Sequence[Attempt]) -> FailedFile:
     """A failure from what was tried: the first error is the cause, and the others are told behind it."""
     first = attempts[0].error
-    others = dict.fromkeys(str(attempt) for attempt in attempts if str(attempt) != str(attempts[0]))
-    detail = "; then ".join([f"{file.lfn}: {first.detail}", *others])
+    detail = "; then ".join([f"{file.lfn}: {first.detail}", *tried(attempts)[1:]])
     trait = getattr(attempts[-1].error, "trait", None)
     error = TransferError(first.code, detail, trait) if trait else PilotError(first.code, detail)
     return FailedFile(file=file, error=error, attempts=tuple(attempts))
