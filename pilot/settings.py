@@ -263,9 +263,17 @@ class Settings:
                                      "-u --verifypayloadproxy", sets=True, later="credential checks")
     token_renewal: bool = opt(True, "do not renew the token", "-y --notokenrenewal", sets=False,
                               later="credential checks")
-    use_rucio_traces: bool = opt(True, "send a trace for each transfer", "--use-rucio-traces", later="catalogue")
-    rucio_host: str = opt("", "Rucio server", "--rucio-host", ini="Rucio.host", kind=URL, later="catalogue")
-    rucio_traces_url: str = opt("", "where traces go", ini="Rucio.url", kind=URL, later="catalogue")
+    use_rucio_traces: bool = opt(True, "send a trace for each transfer", "--use-rucio-traces")
+    catalogue: str = opt("", "where replicas are asked for and outputs registered: rucio; none: nowhere", "--catalogue",
+                         ini="Pilot.catalogue", kind=LOWER, queue="pilot_catalogue", new=True)
+    rucio_host: str = opt("", "Rucio server", "--rucio-host", ini="Rucio.host", kind=URL)
+    rucio_traces_url: str = opt("", "where traces go; none: they are not sent", ini="Rucio.url", kind=URL,
+                                queue="pilot_rucio_traces_url")
+    trace_user_dn: bool = opt(False, "traces name the user, not only a hash of the name", ini="Rucio.trace_user_dn",
+                              new=True)
+    remote_open_timeout: float = opt(60.0, "to see that an input which the payload reads over the network is there; 0: "
+                                     "not looked", ini="Pilot.remote_open_timeout", new=True,
+                                     queue="pilot_remote_open_timeout")
     use_realtime_logging: bool = opt(False, "send the payload's log while it runs", "--use-realtime-logging", sets=True)
     realtime_logging_server: str = opt("", "where it goes: google-cloud-logging or logserver=TYPE;PROTOCOL://HOST:PORT",
                                        "--realtime-logging-server")

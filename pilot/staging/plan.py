@@ -18,6 +18,7 @@ from pilot.errors import Code, Trait, TransferError
 from pilot.experiment import Experiment
 from pilot.job import File, Job, Kind
 from pilot.queuedata import Queue, QueueInfo, Storage, StorageProtocol, hash_path
+from pilot.staging.catalogue import Catalogue
 from pilot.staging.choice import Candidate, Choice, not_mounted
 from pilot.staging.copytool import Handle
 from pilot.staging.replicas import DIRECT_LAN, Place, Replicas, direct_schemes, reads_directly
@@ -48,7 +49,7 @@ class Planner:
         launch_dir: where the pilot was started.
         input_dir, output_dir: of the command line, None if not given.
         job: whose files they are: a unified queue may have storages for analysis, tools may have PandaIDs in paths.
-        replicas: of inputs; by default nobody knows any, and inputs are where the layout of their storage says.
+        catalogue: of replicas; if there is none, inputs are where the layout of their storage says.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Planner:
         input_dir: Path | None = None,
         output_dir: Path | None = None,
         job: Job | None = None,
-        replicas: Replicas | None = None,
+        catalogue: Catalogue | None = None,
     ) -> None:
         self._info = info
         self._tools = tools
@@ -73,7 +74,7 @@ class Planner:
         self._analysis = self._job.is_analysis and info.queue.type == "unified"
         self._reading = ["read_lan_analysis", "read_lan"] if self._analysis else ["read_lan"]
         self._near = info.queue.storages(self._reading)
-        self._replicas = replicas or Replicas(info.queue, self._near)
+        self._replicas = Replicas(info.queue, self._near, catalogue)
         self._said: set[tuple[str, str]] = set()
         self._final = experiment.mv_to_final_destination or info.queue.catchall_flag("mv_final_destination")
 
