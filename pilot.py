@@ -8,7 +8,10 @@ import os
 import platform
 import sys
 
-COMMANDS = ("run", "local", "demo", "devserver", "plugins", "doctor", "logship", "--version", "-h", "--help")
+COMMANDS = (
+    *("run", "local", "demo", "devserver", "plugins", "doctor", "logship", "stage", "deliver", "explain", "wrap"),
+    *("--version", "-h", "--help"),
+)
 
 
 def find_libraries() -> None:

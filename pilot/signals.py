@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
+import math
 import os
 import signal
 import sys
@@ -29,6 +30,9 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signa
 
 #: Seconds that are left after the second and each further signal.
 _IMPATIENT = (5.0, 1.0)
+
+#: Seconds in which the same signal is the same request: Slurm tells a pilot and its wrapper, which tells the pilot again.
+_ECHO = 0.5
 
 #: Bytes of a sigset_t (glibc and musl have 128) and of a signalfd_siginfo, whose first four are the number.
 _SET_SIZE, _INFO_SIZE = 128, 128
@@ -63,8 +67,12 @@ def listen(stop: Stop, grace: Callable[[], float], processes: Processes) -> None
     """
     loop = asyncio.get_running_loop()
     impatient = iter(_IMPATIENT)
+    last: dict[signal.Signals, float] = {}
 
     def heard(signum: signal.Signals) -> None:
+        before, last[signum] = last.get(signum, -math.inf), loop.time()
+        if last[signum] - before < _ECHO:
+            return
         seconds = next(impatient, _IMPATIENT[-1]) if stop.requested else grace()
         logger.warning("received %s: ending within %.0f s", signum.name, seconds)
         stop.request(PilotError(Code.of_signal(signum), f"the pilot received {signum.name}"), seconds)

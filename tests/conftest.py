@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tests.parts.gcs import gcs_server
+from tests.parts.release import release
 from tests.parts.rucio import rucio
 from tests.parts.s3 import s3_server
 
-__all__ = ["gcs_server", "rucio", "s3_server"]
+__all__ = ["gcs_server", "release", "rucio", "s3_server"]

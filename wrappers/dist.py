@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Build the release: `pilot3.tar.gz` for wrappers, the single file `pilot.pyz`, and `SHA256SUMS`.
+"""Build the release: `pilot3.tar.gz` for wrappers, the single file `pilot.pyz`, our wrapper, and `SHA256SUMS`.
 
 Both carry what the pilot depends on, so a node needs nothing but Python >= 3.11. Pure packages are in `lib/`; compiled
 ones in `lib/MACHINE/`, and those for one Python only in `lib/MACHINE/cp3XX/`. The same commit and the same lock file
@@ -30,6 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = Path(__file__).with_name("requirements.lock")
+WRAPPER = Path(__file__).with_name("pilot-wrapper.sh")
 MACHINES = ("x86_64", "aarch64")
 PYTHONS = ("311", "312", "313", "314")
 #: Of the repository, what the archive has.
@@ -74,6 +75,7 @@ def main() -> None:
         stage(tree, Path(scratch) / "wheels")
         when = commit_time()
         built = [tarball(tree, args.output / "pilot3.tar.gz", when), single_file(tree, args.output / "pilot.pyz", when)]
+        built.append(Path(shutil.copy(WRAPPER, args.output)))
     sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in built)
     (args.output / "SHA256SUMS").write_text(sums)
     print(sums, end="")
@@ -89,11 +91,20 @@ def stage(tree: Path, wheels: Path) -> None:
             shutil.copytree(source, tree / name, ignore=ignore)
         else:
             shutil.copyfile(source, tree / name)
+    (tree / "PILOTVERSION").write_text(version() + "\n")  # wrappers print it
     for machine in MACHINES:
         for python in PYTHONS:
             download(wheels, machine, python, "--require-hashes", "-r", str(LOCK))
     for wheel in sorted(wheels.glob("*.whl")):
         unpack(wheel, tree / "lib")
+
+
+def version() -> str:
+    """The pilot's version."""
+    found = re.search(r'__version__ = "(.+)"', (ROOT / "pilot" / "version.py").read_text())
+    if found is None:
+        raise SystemExit("pilot/version.py has no __version__")
+    return found[1]
 
 
 def download(wheels: Path, machine: str, python: str, *what: str) -> None:

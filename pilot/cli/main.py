@@ -40,10 +40,18 @@ def _dispatch(words: list[str]) -> int:
         from pilot.cli import run
 
         return run.main(words[1:])
+    if words[:1] == ["deliver"]:  # it takes the command line of `pilot run`
+        from pilot.cli import deliver
+
+        return deliver.main(words[1:])
     if words[:1] == ["doctor"]:  # it takes the command line of `pilot run`
         from pilot.cli import doctor
 
         return doctor.main(words[1:])
+    if words[:1] == ["wrap"]:  # so does this
+        from pilot.cli import wrap
+
+        return wrap.main(words[1:])
     parser = build_parser()
     args = parser.parse_args(words)
     if not hasattr(args, "run"):
@@ -54,7 +62,7 @@ def _dispatch(words: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands; what they need beyond argparse they import when they run."""
-    from pilot.cli import demo, devserver, doctor, explain, local, logship, plugins, run
+    from pilot.cli import deliver, demo, devserver, doctor, explain, local, logship, plugins, run, stage, wrap
 
     parser = argparse.ArgumentParser(
         prog="pilot",
@@ -64,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pilot {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (run, local, demo, devserver, logship, plugins, doctor, explain):
+    for module in (run, deliver, local, stage, demo, devserver, logship, plugins, doctor, explain, wrap):
         module.add_parser(commands)
     return parser
 

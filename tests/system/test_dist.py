@@ -3,21 +3,17 @@
 import hashlib
 import os
 import subprocess
-import sys
 import tarfile
 import venv
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.parts.release import build
 
 
 @pytest.fixture(scope="module")
-def dist(tmp_path_factory):
-    top = tmp_path_factory.mktemp("dist")
-    build(top / "one")
-    return top / "one"
+def dist(release):
+    return release
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +22,6 @@ def bare_python(tmp_path_factory):
     top = tmp_path_factory.mktemp("bare")
     venv.create(top, with_pip=False, symlinks=True)
     return top / "bin" / "python"
-
-
-def build(output):
-    subprocess.run([sys.executable, ROOT / "wrappers" / "dist.py", "--output", output], check=True, capture_output=True)
 
 
 def run(argv, cwd):
@@ -45,7 +37,7 @@ def unpacked(dist, where):
 
 def test_checksums_are_those_of_the_files(dist):
     rows = [line.split() for line in (dist / "SHA256SUMS").read_text().splitlines()]
-    assert {name for _, name in rows} == {"pilot3.tar.gz", "pilot.pyz"}
+    assert {name for _, name in rows} == {"pilot3.tar.gz", "pilot.pyz", "pilot-wrapper.sh"}
     for digest, name in rows:
         assert hashlib.sha256((dist / name).read_bytes()).hexdigest() == digest
 

@@ -243,11 +243,29 @@ def further_signals_shorten_the_time_that_is_left(top: Path, signals: int, secon
         for number in range(signals):
             sent = pilot.signal()
             until(lambda number=number: pilot.text.count("received SIGTERM") > number)
+            time.sleep(0.6)  # what comes sooner is an echo
         assert pilot.wait() == 143
         assert time.monotonic() - sent < seconds + 1
         job = grid.job_of(job_id)
         assert (job.finals, job.code) == (["failed"], 1201)
         assert_gone(job_id)
+
+
+@scenario
+def a_signal_and_its_echo_are_one(top: Path) -> None:
+    """Slurm tells every process, and a wrapper passes on what it was told."""
+    with Grid(top) as grid:
+        started = top / "echo.pid"
+        (job_id,) = grid.submit(grid.job(stubborn(started)))
+        pilot = grid.pilot("--grace", "12")
+        until(started.exists)
+        sent = pilot.signal()
+        time.sleep(0.1)
+        pilot.signal()
+        assert pilot.wait() == 143
+        assert pilot.text.count("received SIGTERM") == 1
+        assert time.monotonic() - sent > 5  # the grace of one signal
+        assert grid.job_of(job_id).code == 1201
 
 
 running = scenario.fixture()

@@ -1,0 +1,264 @@
+"""One wrapper, from the command line to the exit status that factories know (PILOT3 9.1).
+
+node told -> work directory -> queue: a container around us? -> set-up files -> doctor -> pilot under supervision
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from pilot.doctor.check import Level, Patient
+from pilot.doctor.examine import examine, worst
+from pilot.errors import Code
+from pilot.queuedata import Queue
+from pilot.settings import Settings, SettingsError
+from pilot.version import __version__
+from pilot.wrap.factory import Factory
+from pilot.wrap.options import WrapOptions
+from pilot.wrap.setup import SetupError, after_sourcing, queue_variables, shown, site_files, with_whole_paths
+from pilot.wrap.supervise import StoppedError, Supervisor
+
+#: What Harvester makes of our exit status: a fault of the wrapper, a stuck pilot, missing software.
+FAULT, STUCK, SOFTWARE = 1, 2, 64
+#: Seconds that a bad node waits, drawn at random, before it ends and the batch system may send the next pilot to it.
+BACK_OFF = (300.0, 900.0)
+#: Variables that a container around us keeps; all others are the image's.
+_KEPT = (
+    *("APFCID", "APFFID", "APFMON_UDP", "GRID_GLOBAL_JOBHOST", "SCHEDD_NAME", "HARVESTER_ID", "HARVESTER_WORKER_ID"),
+    *("PANDA_AUTH_ORIGIN", "PANDA_AUTH_TOKEN", "PANDA_AUTH_TOKEN_KEY", "X509_USER_PROXY", "ATLAS_LOCAL_AREA", "TMPDIR"),
+    *("RECOVERY_DIR", "GTAG", "PANDA_JSID", "PILOT_WRAPPER", "HARVESTER_PILOT_CONFIG", "_CONDOR_JOB_AD"),
+    *(
+        "_CONDOR_MACHINE_AD",
+        "_CONDOR_SCRATCH_DIR",
+        "SLURM_JOB_ID",
+        "SLURM_JOB_END_TIME",
+        "MACHINEFEATURES",
+        "JOBFEATURES",
+    ),
+)
+#: Pandaids that are told at the end.
+_IDS = 30
+
+
+class Wrapper:
+    """Runs a pilot.
+
+    Args:
+        options: what it was told.
+        environ: the node's environment.
+        main: the program that is the pilot: `pilot.py` of its archive.
+    """
+
+    def __init__(self, options: WrapOptions, environ: Mapping[str, str], main: Path) -> None:
+        self._options = options
+        self._environ = dict(environ)
+        self._main = main
+        self._launch_dir = Path.cwd()
+        self._started = time.monotonic()
+        self._factory = Factory(environ, options.queue, f"pilot-{__version__}", options.mute)
+        self._supervisor = Supervisor(self._say)
+
+    def run(self) -> int:
+        """Do all of it; the exit status."""
+        self._supervisor.listen()
+        self._factory.running()
+        try:
+            status = self._run()
+        except StoppedError as signal_name:
+            self._say(f"stopped by {signal_name} before the pilot began")
+            status = FAULT
+        except (SetupError, SettingsError, OSError) as error:
+            self._say(f"FATAL: {error}")
+            status = FAULT
+        finally:
+            self._remove_scratch()
+        self._factory.ended(status, time.monotonic() - self._started)
+        self._say(f"wrapper ends with status {status}")
+        return status
+
+    def _run(self) -> int:
+        self._tell_node()
+        settings = Settings.load(list(self._options.pilot), self._environ, prog="pilot wrap")
+        workdir = self._enter_workdir()
+        queue = self._queue(settings)
+        if queue and queue.container_type.get("wrapper") and not self._in_container():
+            return self._again_in_container(queue, workdir)
+        self._set_up(queue, settings.pilot_user)
+        if (status := self._examine(settings)) is not None:
+            return status
+        return self._verdict(self._run_pilot(settings, workdir), queue, workdir)
+
+    # ------------------------------------------------------------------------------------------------------------ node
+
+    def _tell_node(self) -> None:
+        self._say(f"pilot wrapper {__version__}, Python {platform.python_version()} at {sys.executable}")
+        self._say(f"node {platform.node()}, {platform.platform()}, user {os.getuid()}, in {self._launch_dir}")
+        self._say(f"called with {shlex.join(self._options.words)}")
+        print("\n".join(("---- environment ----", *shown(self._environ), "---------------------")), flush=True)
+
+    def _enter_workdir(self) -> Path:
+        """The directory of the pilot, with what it needs from the one we were started in."""
+        options = self._options
+        workdir = options.scratch or self._launch_dir
+        if options.workflow == "OneToMany" and self._environ.get(options.harvester):
+            workdir = self._launch_dir / f"atlas_{Path(self._environ[options.harvester]).name}"
+            workdir.mkdir(exist_ok=True)
+        if workdir != self._launch_dir and (self._launch_dir / "pandaJobData.out").is_file():
+            shutil.copy2(self._launch_dir / "pandaJobData.out", workdir)
+        self._environ = with_whole_paths(self._environ, self._launch_dir)
+        if options.harvester or options.workflow:
+            self._environ["HARVESTER_PILOT_WORKDIR"] = str(workdir)
+            self._link_inputs(workdir)
+        return workdir
+
+    def _link_inputs(self, workdir: Path) -> None:
+        """Inputs that Harvester has brought are links in its work directory."""
+        folder = self._environ.get("HARVESTER_WORKDIR", "")
+        links = [path for path in Path(folder).iterdir() if path.is_symlink()] if folder else []
+        for link in links:
+            if not (workdir / link.name).exists():
+                (workdir / link.name).symlink_to(link.resolve())
+
+    def _remove_scratch(self) -> None:
+        scratch = self._options.scratch
+        if scratch and scratch != self._launch_dir:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    # ---------------------------------------------------------------------------------------------------- queue, set-up
+
+    def _queue(self, settings: Settings) -> Queue | None:
+        info = Patient(settings=settings, environ=self._environ).known_queue()
+        if info is None:
+            self._say(f"queue {self._options.queue} cannot be read now; the pilot will say why")
+        return info.queue if info else None
+
+    def _in_container(self) -> bool:
+        names = ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER", "SINGULARITY_ENVIRONMENT")
+        return self._options.container or any(self._environ.get(name) for name in names)
+
+    def _again_in_container(self, queue: Queue, workdir: Path) -> int:
+        """The queue wants the whole wrapper in a container (`singularity:wrapper`): start there again."""
+        cvmfs = self._options.cvmfs
+        software = f"{cvmfs}/atlas.cern.ch/repo/containers"
+        machine = platform.machine()
+        image = self._options.image or f"{software}/fs/singularity/{machine}-almalinux9"
+        carried = f"{software}/sw/apptainer/{machine}-el9/current/bin/apptainer"
+        runtime = shutil.which("apptainer") or shutil.which("singularity") or carried
+        places = dict.fromkeys((str(self._launch_dir), str(workdir)))
+        binds = [f"--bind={cvmfs}:/cvmfs"] if os.path.isdir(cvmfs) else []
+        binds += [f"--bind={path}" for path in places]
+        command = [runtime, "exec", *shlex.split(queue.container_options), *binds, "--cleanenv", f"--pwd={workdir}"]
+        inner = [*self._options.words, "--mute", f"--scratch={workdir}"]
+        if script := self._environ.get("PILOT_WRAPPER"):  # finds a Python of the image
+            program = ["/bin/bash", script, *inner, "--piloturl", "local"]
+        else:
+            program = ["python3", str(self._main), "wrap", *inner]
+        kept = {f"APPTAINERENV_{name}": self._environ[name] for name in _KEPT if name in self._environ}
+        self._say(f"the queue wants a container around the pilot: {image}")
+        return self._supervisor.run([*command, image, *program], {**self._environ, **kept}, workdir)
+
+    def _set_up(self, queue: Queue | None, experiment: str) -> None:
+        if queue:
+            self._environ |= queue_variables(queue.environ)
+        if experiment == "atlas" and not self._options.container:
+            for path, arguments in site_files(self._environ, self._options.cvmfs, self._options.site):
+                self._source(path, arguments, needed=False)
+        for path in self._options.setup:
+            self._source(path, [], needed=True)
+        if self._options.shoal:
+            self._ask_shoal()
+
+    def _source(self, path: str, arguments: list[str], *, needed: bool) -> None:
+        self._say(f"sourcing {shlex.join([path, *arguments])}")
+        try:
+            self._environ = after_sourcing(path, arguments, self._environ)
+        except SetupError as error:
+            if needed:
+                raise
+            self._say(f"WARNING: {error}")
+
+    def _ask_shoal(self) -> None:
+        try:
+            done = subprocess.run(["shoal-client", "-f"], capture_output=True, text=True, timeout=60, check=True)
+        except (OSError, subprocess.SubprocessError) as error:
+            self._say(f"WARNING: shoal-client: {error}")
+        else:
+            self._environ["FRONTIER_SERVER"] = done.stdout.strip() or self._environ.get("FRONTIER_SERVER", "")
+
+    # ----------------------------------------------------------------------------------------------------------- pilot
+
+    def _examine(self, settings: Settings) -> int | None:
+        """None for a node that is fit. A bad one waits, so that it does not take one pilot after the other."""
+        if not self._options.doctor:
+            return None
+        lines = examine(Patient(settings=settings, environ=self._environ))
+        print("\n".join(map(str, lines)), flush=True)
+        if worst(lines) is not Level.FAILURE:
+            return None
+        seconds = random.uniform(*BACK_OFF)
+        self._say(f"this node is not fit for jobs: waiting {seconds:.0f} s, so that others take them")
+        threading.Event().wait(seconds)  # a signal ends it: `StoppedError`
+        bad = {line.name for line in lines if line.level is Level.FAILURE}
+        return SOFTWARE if "cvmfs" in bad else FAULT
+
+    def _run_pilot(self, settings: Settings, workdir: Path) -> int:
+        words = list(self._options.pilot)
+        if self._options.workflow == "OneToMany" and not settings.workdir:
+            words += ["-a", str(workdir)]
+        top = Path(settings.workdir) if settings.workdir else None
+
+        def log(pid: int) -> Path:
+            made = sorted(top.glob(f"PanDA_Pilot3_{pid}_*/pilotlog.txt")) if top else []
+            return made[0] if made else workdir / "pilotlog.txt"
+
+        copy = workdir / "worker.log" if self._options.ship_log else None
+        self._say("==== pilot begins ====")
+        status = self._supervisor.run(
+            [sys.executable, str(self._main), *words],
+            self._environ,
+            workdir,
+            log=log,
+            stuck_after=self._options.stuck_after,
+            copy=copy,
+            beside=(lambda pid: self._ship(copy, pid)) if copy else None,
+        )
+        self._say(f"==== pilot ended with status {status} ====")
+        return status
+
+    def _ship(self, log: Path, pid: int) -> subprocess.Popen[bytes]:
+        """Send the whole worker's log to its readers while the pilot runs (docs/live-logs.md)."""
+        options = self._options
+        command = [sys.executable, str(self._main), "logship", str(log), f"--pid={pid}", f"--queue={options.queue}"]
+        command += [f"--server={options.ship_log}"]
+        command += [f"--upload={options.ship_upload}"] if options.ship_upload else []
+        return subprocess.Popen(command, env=self._environ, stdin=subprocess.DEVNULL)
+
+    def _verdict(self, status: int, queue: Queue | None, workdir: Path) -> int:
+        self._tell_jobs(workdir)
+        if self._supervisor.was_stuck or status == Code.SIGINT.exit_code:
+            return STUCK
+        if status in (Code.SIGTERM.exit_code, Code.KILLSIGNAL.exit_code):
+            return FAULT  # the batch system ended it
+        if status == Code.NOJOBSINPANDA.exit_code:
+            return status if queue and queue.resource_type == "hpc_special" else 0
+        return status
+
+    def _tell_jobs(self, workdir: Path) -> None:
+        try:
+            ids = (workdir / "pilot3" / "pandaIDs.out").read_text().split()
+        except OSError:
+            ids = []
+        self._say(f"pandaids: {' '.join(ids[:_IDS])}" if ids else "no payload")
+
+    def _say(self, text: str) -> None:
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} [wrapper] {text}", flush=True)

@@ -1,0 +1,371 @@
+"""`pilot-wrapper.sh` and the release archive, as a batch system starts them, on good and bad nodes."""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.grid import Grid, Pilot, until
+from tests.parts import program
+
+ROOT = Path(__file__).resolve().parents[2]
+#: What a plain node has in its PATH.
+PATH = "/usr/bin:/bin"
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    with Grid(tmp_path_factory.mktemp("grid")) as grid:
+        yield grid
+
+
+@pytest.fixture
+def wrapped(grid, release, tmp_path):
+    """Starts the wrapper on the grid."""
+    started = []
+
+    def start(*options, queue="Q", url=None, **environ):
+        words = grid.options(queue=queue)
+        del words[words.index("-a") : words.index("-a") + 2]
+        launch = tmp_path / f"launch-{len(started)}"
+        (tmp_path / "tmp").mkdir(exist_ok=True)
+        variables = {"PATH": PATH, "PILOT_PYTHON": sys.executable, "TMPDIR": str(tmp_path / "tmp"), "LANG": "C.UTF-8"}
+        pilot = Pilot(
+            [release / "pilot-wrapper.sh", *words, "--piloturl", url or str(release / "pilot3.tar.gz"), *options],
+            cwd=launch,
+            env={**variables, **environ},
+        )
+        started.append(pilot)
+        return pilot
+
+    yield start
+    for pilot in started:
+        pilot.close()
+
+
+@pytest.fixture(scope="module")
+def web(release, tmp_path_factory):
+    """A directory that is served over plain http on loopback, with a copy of the release."""
+    top = tmp_path_factory.mktemp("web")
+    for path in release.iterdir():
+        shutil.copy(path, top)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(top))
+    handler.log_message = lambda *_: None
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield top, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def left(tmp_path):
+    return sorted(path.name for path in (tmp_path / "tmp").iterdir())
+
+
+def test_the_script_is_clean_to_shellcheck():
+    script = ROOT / "wrappers" / "pilot-wrapper.sh"
+    checker = Path(sys.executable).with_name("shellcheck")
+    done = subprocess.run([checker, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_job_runs_and_nothing_is_left(grid, wrapped, tmp_path):
+    (job_id,) = grid.submit(grid.job("echo x > out.txt", outputs=["out.txt"]))
+    pilot = wrapped("--mute")
+
+    assert pilot.wait() == 0, pilot.text
+    assert grid.job_of(job_id).state == "finished"
+    assert f"pandaids: {job_id}" in pilot.text
+    assert "ok       server" in pilot.text
+    assert left(tmp_path) == []
+
+
+def test_the_environment_is_shown_without_secrets(grid, wrapped):
+    grid.submit(grid.job())
+    pilot = wrapped(SITE_PASSWORD="hunter22", PROXYCONTENT="-----BEGIN", PLAIN="shown")
+
+    assert pilot.wait() == 0
+    assert "PLAIN=shown" in pilot.text
+    assert "SITE_PASSWORD=***" in pilot.text
+    assert "hunter22" not in pilot.text
+    assert "-----BEGIN" not in pilot.text
+
+
+def test_every_option_of_the_old_wrapper_is_taken(grid, wrapped):
+    (job_id,) = grid.submit(grid.job())
+    options = ["--cvmfsbase", "/nonexistent", "--alma9", "--mute", "--pilotversion", "3", "--pythonversion", "3"]
+    pilot = wrapped(*options, "--localpy", "--container", "-S", "-w", "generic")
+
+    assert pilot.wait() == 0, pilot.text
+    assert grid.job_of(job_id).state == "finished"
+    assert "WARNING: shoal-client" in pilot.text
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGXCPU])
+def test_a_signal_reaches_the_pilot_at_once(grid, wrapped, tmp_path, signum):
+    queue = grid.queue(f"S{int(signum)}")
+    (job_id,) = grid.submit(grid.job("sleep 60", queue=queue))
+    pilot = wrapped("--mute", queue=queue)
+    until(lambda: grid.job_of(job_id).state == "running")
+    sent = pilot.signal(signum)
+    status = pilot.wait()
+
+    assert time.monotonic() - sent < 5
+    assert status == {signal.SIGTERM: 1, signal.SIGINT: 2}.get(signum, 128 + signum)
+    assert grid.job_of(job_id).state == "failed"
+    assert grid.job_of(job_id).code == {10: 1207, 15: 1201, 2: 1208, 24: 1204}[signum]
+    assert left(tmp_path) == []
+
+
+def test_a_wrapper_that_is_killed_takes_its_pilot_along(grid, wrapped):
+    queue = grid.queue("KILLED")
+    (job_id,) = grid.submit(grid.job("sleep 60", queue=queue))
+    pilot = wrapped(queue=queue)
+    until(lambda: grid.job_of(job_id).state == "running")
+    pilot.process.kill()
+
+    until(lambda: grid.job_of(job_id).state == "failed")
+    assert grid.job_of(job_id).code == 1201
+
+
+def test_a_signal_before_the_pilot_ends_the_wrapper(grid, wrapped, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        pilot = wrapped(url=f"http://127.0.0.1:{silent.getsockname()[1]}/pilot3.tar.gz")
+        pilot.says("Python:")
+        until(lambda: left(tmp_path))
+        time.sleep(0.2)
+        pilot.signal()
+        assert pilot.wait(5) == 1
+    assert left(tmp_path) == []
+
+
+def test_a_stuck_pilot_is_ended(grid, wrapped):
+    queue = grid.queue("STUCK")
+    (job_id,) = grid.submit(grid.job("sleep 60", queue=queue))
+    pilot = wrapped("--stuck-after", "2", "--mute", queue=queue)
+
+    assert pilot.wait() == 2, pilot.text
+    assert "the pilot is stuck" in pilot.text
+    assert grid.job_of(job_id).state == "failed"
+
+
+def test_the_archive_must_have_its_checksum(wrapped, release, tmp_path):
+    pilot = wrapped("--pilotsha256", "0" * 64)
+    assert pilot.wait() == 64
+    found = hashlib.sha256((release / "pilot3.tar.gz").read_bytes()).hexdigest()
+    assert f"its SHA-256 is {found}, not 000" in pilot.text
+    assert left(tmp_path) == []
+
+
+def test_the_archive_comes_over_the_network_with_the_checksum_beside_it(grid, wrapped, web):
+    grid.submit(grid.job())
+    pilot = wrapped(url=f"{web[1]}/pilot3.tar.gz")
+    assert pilot.wait() == 0, pilot.text
+
+
+def test_an_archive_that_changed_on_the_way_is_not_unpacked(wrapped, web):
+    top, url = web
+    broken = (top / "pilot3.tar.gz").read_bytes()[:-1]
+    (top / "broken.tar.gz").write_bytes(broken)
+    with open(top / "SHA256SUMS", "a") as sums:
+        sums.write(f"{'1' * 64}  broken.tar.gz\n")
+    pilot = wrapped(url=f"{url}/broken.tar.gz")
+    assert pilot.wait() == 64
+    assert "its SHA-256 is" in pilot.text
+
+
+@pytest.mark.parametrize("url", ["http://example.org/pilot3.tar.gz", "ftp://example.org/pilot3.tar.gz"])
+def test_an_archive_is_not_fetched_unsafely(wrapped, url):
+    pilot = wrapped(url=url)
+    assert pilot.wait() == 64
+    assert "plain http needs --pilotsha256" in pilot.text
+
+
+def test_the_old_place_is_cvmfs(grid, wrapped, release, tmp_path):
+    place = tmp_path / "cvmfs/atlas.cern.ch/repo/sw/PandaPilot/tar"
+    place.mkdir(parents=True)
+    shutil.copy(release / "pilot3.tar.gz", place / "pilot3-4.0.tar.gz")
+    grid.submit(grid.job())
+    words = ["--piloturl", "", "--cvmfsbase", str(tmp_path / "cvmfs"), "--pilotversion", "4.0"]
+    pilot = wrapped(*words)
+    assert pilot.wait() == 0, pilot.text
+
+
+def test_local_means_what_lies_there(grid, release, tmp_path):
+    (job_id,) = grid.submit(grid.job())
+    launch = tmp_path / "launch"
+    launch.mkdir()
+    with tarfile.open(release / "pilot3.tar.gz") as archive:
+        archive.extractall(launch, filter="data")
+    words = grid.options()
+    del words[words.index("-a") : words.index("-a") + 2]
+    environ = {"PATH": PATH, "PILOT_PYTHON": sys.executable}
+    pilot = Pilot([release / "pilot-wrapper.sh", *words, "--piloturl", "local"], cwd=launch, env=environ)
+
+    assert pilot.wait() == 0, pilot.text
+    assert grid.job_of(job_id).state == "finished"
+    assert (launch / "pilot3" / "pandaIDs.out").read_text().split() == [str(job_id)]
+    assert (launch / "pilotlog.txt").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------- bad nodes
+
+
+def test_a_python_that_is_too_old_is_passed_over(grid, wrapped, tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("python3", "python3.12"):
+        (old / name).write_text("#!/bin/sh\nexit 1\n")
+        (old / name).chmod(0o755)
+    (old / "python3.11").symlink_to(sys.executable)
+    grid.submit(grid.job())
+    pilot = wrapped(PATH=f"{old}:{PATH}", PILOT_PYTHON="/nonexistent/python")
+
+    assert pilot.wait() == 0, pilot.text
+    assert f"Python: {old}/python3.11" in pilot.text
+
+
+def test_a_node_without_a_python_says_what_to_do(wrapped, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "date", "dirname", "readlink", "env"):
+        (tools / name).symlink_to(program(name))
+    pilot = wrapped(PATH=str(tools), PILOT_PYTHON="")
+
+    assert pilot.wait() == 1
+    assert "no Python >= 3.11: set PILOT_PYTHON" in pilot.text
+
+
+def test_a_full_tmp_is_passed_over(grid, wrapped, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", small], check=False).returncode == 0
+    if not mounted:
+        pytest.skip("no right to mount a small file system")
+    try:
+        grid.submit(grid.job())
+        pilot = wrapped(TMPDIR=str(small))
+        assert pilot.wait() == 0, pilot.text
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_read_only_home_does_not_matter(grid, wrapped):
+    grid.submit(grid.job())
+    assert wrapped(HOME="/proc").wait() == 0
+
+
+def test_a_bad_node_waits_before_it_ends(grid, wrapped):
+    """And the wait ends with the slot."""
+    pilot = wrapped("--queuedata-url", "/nonexistent/queue.json")
+    pilot.says("this node is not fit for jobs: waiting")
+    pilot.signal()
+    assert pilot.wait(5) == 1
+    assert "failure  queue" in pilot.text
+
+
+def test_a_mistake_on_the_command_line_is_a_fault_of_the_wrapper(wrapped):
+    pilot = wrapped("--no-such-option")
+    assert pilot.wait() == 1
+    assert "unknown option --no-such-option" in pilot.text
+
+
+def test_an_expired_token_is_told(wrapped, grid, tmp_path):
+    import base64
+
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": int(time.time()) - 60}).encode()).decode().rstrip("=")
+    (tmp_path / "token").write_text(f"eyJhbGciOiJub25lIn0.{claims}.c2ln\n")
+    pilot = wrapped(PANDA_AUTH_TOKEN=str(tmp_path / "token"), PANDA_AUTH_ORIGIN="panda_dev")
+    pilot.says("this node is not fit")
+    pilot.signal()
+    assert pilot.wait(5) == 1
+    assert "failure  credential" in pilot.text
+
+
+# --------------------------------------------------------------------------------------------------------- set-up, logs
+
+
+def test_a_set_up_file_changes_the_environment_of_the_pilot(grid, wrapped, tmp_path):
+    setup = tmp_path / "site setup.sh"
+    setup.write_text("echo noise; export SITE_FLAVOUR='two words'\n")
+    grid.queue("SETUP", environ="QUEUE_FLAVOUR=salt")
+    (job_id,) = grid.submit(grid.job('test "$SITE_FLAVOUR" = "two words"', queue="SETUP"))
+    pilot = wrapped("--setup", str(setup), "--payload-variables", "SITE_FLAVOUR", queue="SETUP")
+
+    assert pilot.wait() == 0, pilot.text
+    assert grid.job_of(job_id).state == "finished"
+
+
+def test_a_set_up_file_that_fails_ends_the_wrapper(wrapped, tmp_path):
+    (tmp_path / "setup.sh").write_text("false\n")
+    pilot = wrapped("--setup", str(tmp_path / "setup.sh"))
+    assert pilot.wait() == 1
+    assert "setup.sh ended with status 1" in pilot.text
+
+
+def test_the_queue_may_want_a_container_around_the_pilot(grid, wrapped, tmp_path):
+    """A runtime that enters no container but sets its variable, as the real ones do, and forgets the environment."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    runtime = tools / "apptainer"
+    runtime.write_text(
+        "#!/bin/bash\n"
+        'echo "runtime: $*"\n'
+        'while [ "$1" != IMAGE ]; do shift; done; shift\n'
+        f'exec env -i PATH={PATH} PILOT_PYTHON={sys.executable} APPTAINER_CONTAINER=x GTAG="$APPTAINERENV_GTAG" '
+        'PILOT_WRAPPER="$APPTAINERENV_PILOT_WRAPPER" "$@"\n'
+    )
+    runtime.chmod(0o755)
+    grid.queue("WRAPPED", container_type="singularity:wrapper", container_options="-C")
+    (job_id,) = grid.submit(grid.job(queue="WRAPPED"))
+    pilot = wrapped("--image", "IMAGE", queue="WRAPPED", PATH=f"{tools}:{PATH}", GTAG="http://logs/1")
+
+    assert pilot.wait() == 0, pilot.text
+    assert grid.job_of(job_id).state == "finished"
+    assert grid.job_of(job_id).fields["pilot_id"].startswith("http://logs/1|")
+    assert "runtime: exec -C --bind=" in pilot.text
+
+
+def test_the_factory_hears_of_begin_and_end(grid, wrapped):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as monitor:
+        monitor.bind(("127.0.0.1", 0))
+        monitor.settimeout(10)
+        where = f"127.0.0.1:{monitor.getsockname()[1]}"
+        grid.submit(grid.job())
+        facts = {"APFFID": "fac", "APFCID": "12.3", "APFMON_UDP": where, "HARVESTER_ID": "H", "GTAG": "G"}
+        pilot = wrapped(**facts)
+        words = monitor.recv(1000).decode().split()
+        assert words[1:4] == ["fac:12.3", "running", "0"]
+        assert words[4:] == ["Q", "unknown", "H", "unknown", "G"]
+        assert pilot.wait() == 0
+        assert monitor.recv(1000).decode().split()[2] == "exiting"
+
+
+def test_the_whole_log_goes_to_a_sink(grid, wrapped, tmp_path):
+    grid.submit(grid.job("echo from-the-payload"))
+    sink = tmp_path / "shipped.json"
+    pilot = wrapped("--ship-log", f"logserver=file;file://{sink}")
+
+    assert pilot.wait() == 0, pilot.text
+    messages = [json.loads(line).get("message", "") for line in sink.read_text().splitlines()]
+    assert any("pilot ends after" in message for message in messages)
+
+
+def test_nobody_else_is_signalled(grid, wrapped):
+    """Only the child: another process of our session lives on."""
+    with subprocess.Popen(["sleep", "30"]) as decoy:
+        grid.submit(grid.job())
+        assert wrapped().wait() == 0
+        assert decoy.poll() is None
+        os.kill(decoy.pid, signal.SIGKILL)
