@@ -34,6 +34,7 @@ from pilot.staging.limits import input_cache, staging_limits
 from pilot.staging.plan import Planner
 from pilot.staging.result import StagingObserver
 from pilot.staging.room import Room
+from pilot.staging.store import Store
 from pilot.staging.toolbox import ToolBox
 from pilot.stop import in_thread
 
@@ -131,6 +132,7 @@ def make_bench(
         fetch=fetch_in_thread,
         environ=place.environ,
         engine=engine,
+        store=lambda of, job: make_store(settings, of, job, place, experiment, processes),
         logship=lambda of, job, workdir: make_logship(settings, of, job, workdir, place, masker),
         main_dir=place.main_dir,
     )
@@ -168,15 +170,7 @@ def make_engine(
 ) -> StagingEngine:
     """What moves the files of a job."""
     tools = make_tools(settings, info.queue, place.launch_dir, place.environ)
-    plan = Planner(
-        info=info,
-        tools=tools,
-        experiment=experiment,
-        launch_dir=place.launch_dir,
-        input_dir=Path(settings.input_dir) if settings.input_dir else None,
-        output_dir=Path(settings.output_dir) if settings.output_dir else None,
-        job=job,
-    )
+    plan = make_plan(settings, info, job, place, experiment, tools)
     room = room or Room()
     return StagingEngine(
         plan=plan,
@@ -190,6 +184,30 @@ def make_engine(
     )
 
 
+def make_plan(
+    settings: Settings, info: QueueInfo, job: Job, place: Place, experiment: Experiment, tools: ToolBox
+) -> Planner:
+    """What finds the places of a job's files."""
+    return Planner(
+        info=info,
+        tools=tools,
+        experiment=experiment,
+        launch_dir=place.launch_dir,
+        input_dir=Path(settings.input_dir) if settings.input_dir else None,
+        output_dir=Path(settings.output_dir) if settings.output_dir else None,
+        job=job,
+    )
+
+
+def make_store(
+    settings: Settings, info: QueueInfo, job: Job, place: Place, experiment: Experiment, processes: Processes
+) -> Store:
+    """What does more with the places of outputs than send files there."""
+    tools = make_tools(settings, info.queue, place.launch_dir, place.environ)
+    plan = make_plan(settings, info, job, place, experiment, tools)
+    return Store(plan.destinations, tools, processes, place.environ)
+
+
 def make_tools(settings: Settings, queue: Queue, launch_dir: Path, environ: Mapping[str, str]) -> ToolBox:
     """The copy tools, with what the queue and the settings say of them."""
     return ToolBox(
@@ -198,7 +216,8 @@ def make_tools(settings: Settings, queue: Queue, launch_dir: Path, environ: Mapp
         settings={
             "allow_http": settings.allow_http,
             "mv_stagein": settings.mv_stagein,
-            "mv_stageout": settings.mv_stageout,
+            # an output that is moved, or linked, while the payload runs may still be written to under its new name
+            "mv_stageout": settings.mv_stageout if settings.early_stageout == "off" else "copy",
             "mv_replace": settings.mv_replace,
         },
         environ=environ,

@@ -20,6 +20,7 @@ from pilot.queuedata import QueueInfo
 from pilot.server import Server
 from pilot.settings import Settings
 from pilot.staging.engine import StagingEngine
+from pilot.staging.store import Store
 
 if TYPE_CHECKING:
     from pilot.logship.shipper import LogShip
@@ -43,5 +44,6 @@ class Bench:
     fetch: Fetch
     environ: Mapping[str, str]
     engine: Callable[[QueueInfo, Job], StagingEngine]
+    store: Callable[[QueueInfo, Job], Store]
     logship: Callable[[QueueInfo, Job, Path], LogShip | None]
     main_dir: Path

@@ -17,14 +17,15 @@ from typing import Any, ClassVar
 from pilot.errors import PilotError
 from pilot.job import File, Job
 from pilot.maskfile import MASKS
+from pilot.patterns import check_patterns, expanded
 from pilot.queuedata import Queue
 
 logger = logging.getLogger(__name__)
 
 #: Files of the pilot's own in a job directory, which no file of a job may be called like.
-JOURNAL, SECRETS = "journal.jsonl", "panda_secrets.json"
+JOURNAL, SECRETS, NOTE = "journal.jsonl", "panda_secrets.json", "delivery.json"
 OWN_NAMES = (
-    *(JOURNAL, SECRETS, "pilotlog.txt", "payload.stdout", "payload.stderr"),
+    *(JOURNAL, SECRETS, NOTE, "pilotlog.txt", "payload.stdout", "payload.stderr"),
     *("memory_monitor_output.txt", "memory_monitor_summary.json", MASKS),
 )
 
@@ -47,6 +48,7 @@ class Experiment:
         redundant_files: patterns of files in the job directory that are not worth keeping in the log.
         kept_files: texts; a file with one of them in its path is kept for all that.
         settings: defaults of this experiment, names of `pilot.settings` to values; files, queues and flags win.
+        cvmfs_paths: files and directories below CVMFS without which no job is taken where the queue has CVMFS.
         storages_prefer_cache: True if the storage JSON beside the pilot wins over the one given on the command line.
     """
 
@@ -58,6 +60,7 @@ class Experiment:
     kept_files: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[Mapping[str, Any]] = {}
     storages_prefer_cache: ClassVar[bool] = False
+    cvmfs_paths: ClassVar[tuple[str, ...]] = ()
 
     def uses_time_floor(self, submit_mode: str) -> bool:
         """Whether the queue's `timefloor` counts for a pilot submitted in this mode (`PULL` or `PUSH`).
@@ -76,6 +79,7 @@ class Experiment:
 
     def verify(self, job: Job) -> None:
         """Raise a `PilotError` for a job that this experiment does not accept."""
+        check_patterns(job)
 
     def needs_container(self, job: Job, queue: Queue) -> bool:
         """Whether the payload runs in a container: the job names an image, or a platform where the queue has these."""
@@ -95,8 +99,12 @@ class Experiment:
         return {}
 
     def outputs(self, job: Job, workdir: Path) -> tuple[File, ...]:
-        """The output files of a payload that has ended; patterns may be turned into the files that are there."""
-        return job.outputs
+        """The output files that there are now; patterns are turned into the files that match.
+
+        Raises:
+            JobDefinitionError: BADOUTPUTFILENAME, a file that matches has a name that no storage takes.
+        """
+        return expanded(job, workdir, OWN_NAMES)
 
     def redundant(self, error: PilotError | None) -> tuple[str, ...]:
         """Patterns of files not worth keeping in the log of a job that ended with `error`."""

@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from pilot.jobreport import Reporter
 from pilot.journal import Journal
 from pilot.logarchive import archive_folder, make_log_archive
 from pilot.outcome import FileOutcome, Outcome, Stopwatch, internal_error
+from pilot.outputs import Outputs
 from pilot.payload.process import tail
 from pilot.payloadrun import PayloadRun, Scene
 from pilot.removal import remove_tree
@@ -81,6 +82,7 @@ class JobRun:
         self._watch = Stopwatch()
         self._journal: Journal | None = None
         self._payload: PayloadRun | None = None
+        self._outputs: Outputs | None = None
         self._ship: LogShip | None = None
         self._last_command = ""
         self._info = bench.info
@@ -109,7 +111,11 @@ class JobRun:
             await self._heartbeat.settle(self._ledger.settle)
         finally:
             beating.cancel()
+        if self._outputs:
+            await _beside(self._outputs.hold(self._ledger.settle))
         await self._report()
+        if self._outputs:
+            await _beside(self._outputs.hold_unreported(self._ledger.settle))
         self.bench.progress.ended(self.outcome)
         await self._clean_up()
         self._slot_stop.detach(self.stop)
@@ -120,9 +126,13 @@ class JobRun:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
-        if self.bench.settings.cleanup:
-            removing = asyncio.create_task(_beside(in_thread(remove_tree, self.workdir)))
-            await self.stop.paced(lambda: asyncio.wait({removing}, timeout=self._ledger.removal))
+        removing = asyncio.create_task(_beside(in_thread(self._remove_workdir)))
+        await self.stop.paced(lambda: asyncio.wait({removing}, timeout=self._ledger.removal))
+
+    def _remove_workdir(self) -> None:
+        kept = self._outputs is not None and self._outputs.put_away()
+        if self.bench.settings.cleanup and not kept:
+            remove_tree(self.workdir)
 
     @property
     def _ledger(self) -> Ledger:
@@ -211,7 +221,7 @@ class JobRun:
         for staged in result.staged:
             done = FileOutcome(file=staged.file, url=staged.url, size=staged.size, checksums=staged.checksums)
             self.outcome.files.append(done)
-            self._note("moved", sync=staged.file.kind is not Kind.INPUT, **done.as_dict())
+            self._note("moved", sync=done.file.kind is not Kind.INPUT, **done.as_dict(), endpoint=done.file.endpoint)
             self.bench.progress.moved(self.job, done)
         if result.error:
             raise result.error
@@ -234,19 +244,21 @@ class JobRun:
             announce=self._heartbeat.announce,
         )
         self._payload = PayloadRun(scene)
-        await self._payload.run()
+        self._outputs = self._make_outputs()
+        async with self._outputs:
+            await self._payload.run()
+
+    def _make_outputs(self) -> Outputs:
+        return Outputs(
+            self.bench, self.job, self._info, self.workdir, self.stop, self.outcome, keep=self._keep, note=self._note
+        )
 
     # -------------------------------------------------------------------------------------------------- outputs and log
 
     async def _stage_out(self) -> None:
         self._enter("stageout")
-        outputs = [file for file in self.bench.experiment.outputs(self.job, self.workdir) if not self._may_miss(file)]
-        self._keep(await self.bench.engine(self._info, self.job).stage_out(outputs, self.workdir, self.stop))
-
-    def _may_miss(self, file: File) -> bool:
-        """True for an output that is not there and need not be."""
-        allowed = any(fnmatchcase(file.lfn, pattern) for pattern in self.job.allow_no_output)
-        return allowed and not (self.workdir / file.lfn).exists()
+        if self._outputs:
+            self._keep(await self._outputs.stage_out(self._final))
 
     async def _keep_log(self) -> None:
         """Pack the job directory and take it out, in the time that is left."""

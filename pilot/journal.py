@@ -9,10 +9,12 @@ is written before it begins and a fact once it is true; who finds the directory 
 |---|---|---|
 | acquired | job_id, attempt | the job is ours |
 | stagein, setup, payload, stageout, log | | the phase begins |
-| moved | kind, lfn, guid, size, adler32, md5, url | an input has arrived, an output or the log is stored |
+| moved | kind, lfn, guid, size, adler32, md5, url, endpoint | an input has arrived, an output or the log is stored |
+| removed | kind, lfn | an output that was stored had to be removed from there |
 | started | pid | the payload runs |
 | ended | exit_code, signum | it does not any more |
 | failed | code, diag | something went wrong; the first is the job's error |
+| kept | where | undelivered outputs move to that directory |
 | report | state, code | the final report is about to be sent |
 | reported, unreported | | the server has it, or could not be reached |
 """
@@ -144,6 +146,7 @@ class Moved:
     size: int | None = None
     checksums: Mapping[str, str] = field(default_factory=dict)
     url: str = ""
+    endpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +207,8 @@ def state(path: Path) -> JobState:
         if entry.step == "moved":
             file = _moved(entry.facts)
             moved[file.kind, file.lfn] = file
+        elif entry.step == "removed":
+            moved.pop((_text(entry.facts, "kind"), _text(entry.facts, "lfn")), None)
         else:
             known |= _learned(entry.step, entry.facts, known)
     return JobState(moved=tuple(moved.values()), **known)
@@ -235,6 +240,7 @@ def _moved(facts: Mapping[str, Any]) -> Moved:
         size=_integer(facts, "size"),
         checksums={name: _text(facts, name) for name in ("adler32", "md5") if facts.get(name)},
         url=_text(facts, "url"),
+        endpoint=_text(facts, "endpoint"),
     )
 
 

@@ -62,6 +62,7 @@ class Outcome:
         files: inputs, outputs and log that were moved.
         timings: seconds per phase that was reached, and `total`.
         reported: True once the server took the final report.
+        kept: its outputs are kept for a later run to deliver, so that the job is not over.
     """
 
     job: Job
@@ -75,10 +76,13 @@ class Outcome:
     usage: Usage = field(default_factory=Usage)
     metrics: dict[str, str] = field(default_factory=dict)
     reported: bool = False
+    kept: bool = False
 
     @property
     def state(self) -> State:
         """The final state, if the job ended now."""
+        if self.kept:
+            return State.HOLDING
         return State.FAILED if self.error else State.FINISHED
 
     @property

@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pilot.assembly import (
     remove_main_dir,
 )
 from pilot.batch import BatchFacts
+from pilot.bench import Bench
 from pilot.errors import Code, PilotError, ServerError
 from pilot.grace import node_grace
 from pilot.masking import Masker
@@ -39,7 +41,9 @@ from pilot.server.tls import find_tls
 from pilot.settings import Settings, SettingsError
 from pilot.signals import held, hold, listen
 from pilot.slot import Seat, Slot
-from pilot.stop import Stop
+from pilot.slotend import batch_end
+from pilot.stop import Stop, in_thread
+from pilot.undelivered import deliver_all
 from pilot.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -62,6 +66,8 @@ class PilotRun:
         progress: who watches.
         console: False to log to the file only.
         argv: the command line, for the log.
+        deliver: where outputs of earlier pilots are, to be delivered instead of running jobs; empty for where they
+            commonly are, None to run jobs.
 
     Attributes:
         reason: why the slot ended, None if nothing was wrong.
@@ -75,12 +81,14 @@ class PilotRun:
         progress: Progress | None = None,
         console: bool = True,
         argv: Sequence[str] = (),
+        deliver: Sequence[Path] | None = None,
     ) -> None:
         self._started = time.monotonic()
         self._environ = environ
         self._progress = progress or Progress()
         self._console = console
         self._argv = argv
+        self._deliver = deliver
         self._experiment = find_experiment(settings.pilot_user)
         self._settings = settings.with_experiment(self._experiment.settings, self._experiment.name)
         if told := node_grace(environ):
@@ -168,9 +176,8 @@ class PilotRun:
                 resource_types=await self._resource_types(server, stop) if settings.kill_for_memory else None,
             )
             log.end_header()
-            slot = Slot(bench, self._seat(info, place), stop, self._started)
             try:
-                await slot.run()
+                await self._work(bench, Slot(bench, self._seat(info, place), stop, self._started), place, stop)
             finally:
                 bench.nest.close()
         finally:
@@ -178,6 +185,27 @@ class PilotRun:
             await stop.paced(lambda: asyncio.wait({farewell}, timeout=_seconds_for_farewell(stop)))
             farewell.cancel()
         stop.check()
+
+    async def _work(self, bench: Bench, slot: Slot, place: Place, stop: Stop) -> None:
+        """Jobs, and what earlier ones left to deliver beside them; or that alone."""
+        delivering = asyncio.ensure_future(deliver_all(bench, self._undelivered(place), stop))
+        try:
+            if self._deliver is None:
+                await slot.run()
+        finally:
+            await asyncio.wait({delivering})  # a stop ends it at once
+        if self._deliver is not None and delivering.result():
+            raise PilotError(Code.STAGEOUTFAILED, f"{delivering.result()} jobs are still not delivered")
+
+    def _undelivered(self, place: Place) -> list[Path]:
+        """Where to look for what earlier pilots could not deliver."""
+        if self._deliver:
+            return [path.absolute() for path in self._deliver]
+        kept = self._settings.keep_undelivered
+        if not kept and self._deliver is None:
+            return []
+        above = Path(self._settings.workdir).absolute() if self._settings.workdir else place.launch_dir
+        return [*([Path(kept).absolute()] if kept else []), above]
 
     async def _farewell(self, greeting: asyncio.Future[None], server: Server, place: Place) -> None:
         await greeting

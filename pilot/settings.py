@@ -132,6 +132,16 @@ class Settings:
     mv_replace: bool = opt(False, "mv replaces files at the destination; pilot local does", ini="Pilot.mv_replace",
                            group=_WHERE, new=True)
 
+    early_stageout: str = opt("off", "outputs leave while the payload runs: when closed or renamed, or when listed in "
+                              "its manifest", "--early-stageout", ini="Pilot.early_stageout", group=_WHERE, new=True,
+                              kind=one_of("off", "closed", "manifest"), queue="pilot_early_stageout")
+    early_manifest: str = opt("finished_outputs.txt", "file in which a payload lists finished outputs", new=True,
+                              ini="Pilot.early_manifest", queue="pilot_early_manifest", kind=NAME, group=_WHERE)
+    early_quiet: float = opt(10.0, "a closed output must be left alone for so long", ini="Pilot.early_quiet",
+                             queue="pilot_early_quiet", group=_WHERE, new=True)
+    keep_undelivered: str = opt("", "directory for outputs that no storage took, for later pilots to deliver; none: "
+                                "they are lost", "--keep-undelivered", ini="Pilot.keep_undelivered",
+                                queue="pilot_keep_undelivered", kind=FOLDER, group=_WHERE, new=True)
     input_cache: str = opt("", "directory for inputs to keep for later jobs; none: keep none", "--input-cache",
                            ini="Pilot.input_cache", kind=FOLDER, queue="pilot_input_cache", group=_WHERE, new=True)
     input_cache_size: int = opt(20 << 30, "all of them together", "--input-cache-size", ini="Pilot.input_cache_size",
@@ -182,8 +192,7 @@ class Settings:
     country_group: str = opt("", "country group to ask for", "--country-group", kind=NAME)
     working_group: str = opt("", "working group to ask for", "--working-group", kind=NAME)
     allow_other_country: bool = opt(False, "take jobs of other countries too", "--allow-other-country")
-    allow_same_user: bool = opt(True, "take further jobs from the same task only", "--allow-same-user",
-                                later="jobs of one task")
+    allow_same_user: bool = opt(True, "take further jobs from the same task only", "--allow-same-user")
     baseurls: str = opt("", "where transformations may come from, comma list", "-g --baseurls", "PANDA_BASE_URLS",
                         kind=URL)
     update_server: bool = opt(True, "do not speak to the server", "-z --noserverupdate", sets=False)
@@ -205,8 +214,7 @@ class Settings:
                                  ini="Pilot.no_job_wait_min", queue="pilot_no_job_wait_min")
     no_job_wait_max: float = opt(180.0, "wait when there is no job, at most", new=True,
                                  ini="Pilot.no_job_wait_max", queue="pilot_no_job_wait_max")
-    debug_heartbeat: float = opt(60.0, "time between two updates in debug mode", ini="Pilot.debug_heartbeat",
-                                 later="debug mode")
+    debug_heartbeat: float = opt(60.0, "time between two updates in debug mode", ini="Pilot.debug_heartbeat")
     lost_heartbeat: float = opt(10_800.0, "give a job up when no update arrived for so long",
                                 ini="Pilot.lost_heartbeat")
     cache_dir: str = opt("", "where queue and storage JSON are kept", ini="Information.cache_dir", kind=FOLDER)
@@ -251,11 +259,11 @@ class Settings:
                      "--meter", ini="Pilot.meter", kind=LOWER, queue="pilot_meter", new=True)
     cgroup: str = opt("auto", "control group to make those of payloads in; auto: our own if it was delegated; off",
                       "--cgroup", ini="Pilot.cgroup", kind=FOLDER, new=True)
-    enable_delay_to_get_job: bool = opt(False, "take no job while the node is busy", later="node checks",
+    enable_delay_to_get_job: bool = opt(False, "take no job while the node is busy",
                                         env="PILOT_ENABLE_DELAY_TO_GET_JOB", ini="Pilot.enable_delay_to_get_job")
     load_factor: float = opt(1.2, "load per core above which a node is busy", env="PILOT_LOAD_FACTOR",
-                             ini="Pilot.load_factor", kind=FACTOR, later="node checks")
-    cvmfs: bool = opt(True, "do not check CVMFS", "-b --nocvmfs", sets=False, later="node checks")
+                             ini="Pilot.load_factor", kind=FACTOR)
+    cvmfs: bool = opt(True, "do not check CVMFS", "-b --nocvmfs", sets=False)
     verify_proxy: bool = opt(True, "do not check the proxy", "-t --noproxyverification", sets=False,
                              later="credential checks")
     # With Pilot 3 this flag switched the check off, against its name (PILOT3 10.5, 41).

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from pilot.server.report import JobRequest, RawJob, Reply, Report
@@ -31,6 +32,13 @@ class Server(Protocol):
 
     async def worker_status(self, status: str, worker_id: str, harvester_id: str, node: str, queue: str) -> None:
         """Say that this worker `started` or `finished`; a failure is a warning."""
+
+    async def get_job_status(self, job_ids: Iterable[int]) -> dict[int, tuple[str, int]]:
+        """State and attempt number of jobs that the server knows.
+
+        Raises:
+            ServerError: the server could not be reached or refused.
+        """
 
     async def resource_types(self) -> list[dict[str, Any]]:
         """The server's resource types with their core and memory ranges."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ class NoServer:
 
     async def worker_status(self, status: str, worker_id: str, harvester_id: str, node: str, queue: str) -> None:
         """Nobody wants to know."""
+
+    async def get_job_status(self, job_ids: Iterable[int]) -> dict[int, tuple[str, int]]:
+        """Nothing is known."""
+        return {}
 
     async def resource_types(self) -> list[dict[str, Any]]:
         """Nobody tells."""

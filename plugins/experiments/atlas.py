@@ -50,6 +50,15 @@ class Atlas(Generic):
     base_urls = ("https://pandaserver.cern.ch/trf/user", "https://atlpan.web.cern.ch/atlpan")
     redundant_files = REDUNDANT
     kept_files = KEPT
+    cvmfs_paths = (
+        "atlas.cern.ch/repo/sw",
+        "atlas.cern.ch/repo/ATLASLocalRootBase/logDir/lastUpdate",
+        "atlas-condb.cern.ch/repo/conditions/logDir/lastUpdate",
+        "atlas-nightlies.cern.ch/repo/sw/logs/lastUpdate",
+        "sft.cern.ch/lcg/lastUpdate",
+        "unpacked.cern.ch/logDir/lastUpdate",
+        "sft-nightlies.cern.ch/lcg/lastUpdate",
+    )
     settings: ClassVar[Mapping[str, Any]] = {
         # Pilot 3 has the same path over plain http, port 25085.
         "queuedata_url": "https://pandaserver.cern.ch:25443/cache/schedconfig/{pandaqueue}.all.json",
@@ -73,6 +82,7 @@ class Atlas(Generic):
 
     def verify(self, job: Job) -> None:
         """Refuse names of outputs that ATLAS' catalogue cannot hold, and jobs that need a release."""
+        super().verify(job)
         for file in job.outputs:
             if not file.lfn.isascii():
                 text = f"{file.lfn!r} has characters that are not ASCII"
