@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +30,13 @@ from pilot.removal import remove_tree
 from pilot.server import Server
 from pilot.server.tls import Tls
 from pilot.settings import Settings
+from pilot.staging.catalogue import Catalogue
 from pilot.staging.engine import StagingEngine
 from pilot.staging.limits import input_cache, staging_limits
 from pilot.staging.plan import Planner
-from pilot.staging.result import StagingObserver
+from pilot.staging.result import Observers, StagingObserver
 from pilot.staging.room import Room
+from pilot.staging.services import make_catalogue, make_tracing
 from pilot.staging.store import Store
 from pilot.staging.toolbox import ToolBox
 from pilot.stop import in_thread
@@ -111,11 +114,13 @@ def make_bench(
     async def fetch_in_thread(url: str) -> bytes:
         return await in_thread(fetch, url)
 
-    room = Room()
+    room, shared = Room(), make_catalogue(settings, place.environ, place.main_dir)
+    tracing = make_tracing(settings, info.queue.resource, place.environ, masker.mask)
 
     def engine(of: QueueInfo, job: Job) -> StagingEngine:
-        show = Shown(progress, job)
-        return make_engine(settings, of, job, place, experiment, processes, checksum_types, observer=show, room=room)
+        show = Observers(Shown(progress, job), *([tracing.of(job)] if tracing else []))
+        make = partial(make_engine, settings, of, job, place, experiment, processes, checksum_types)
+        return make(observer=show, room=room, catalogue=shared)
 
     return Bench(
         settings=settings,
@@ -132,6 +137,8 @@ def make_bench(
         fetch=fetch_in_thread,
         environ=place.environ,
         engine=engine,
+        catalogue=shared,
+        tracing=tracing,
         store=lambda of, job: make_store(settings, of, job, place, experiment, processes),
         logship=lambda of, job, workdir: make_logship(settings, of, job, workdir, place, masker),
         main_dir=place.main_dir,
@@ -167,10 +174,11 @@ def make_engine(
     *,
     observer: StagingObserver | None = None,
     room: Room | None = None,
+    catalogue: Catalogue | None = None,
 ) -> StagingEngine:
     """What moves the files of a job."""
     tools = make_tools(settings, info.queue, place.launch_dir, place.environ)
-    plan = make_plan(settings, info, job, place, experiment, tools)
+    plan = make_plan(settings, info, job, place, experiment, tools, catalogue)
     room = room or Room()
     return StagingEngine(
         plan=plan,
@@ -185,7 +193,13 @@ def make_engine(
 
 
 def make_plan(
-    settings: Settings, info: QueueInfo, job: Job, place: Place, experiment: Experiment, tools: ToolBox
+    settings: Settings,
+    info: QueueInfo,
+    job: Job,
+    place: Place,
+    experiment: Experiment,
+    tools: ToolBox,
+    catalogue: Catalogue | None = None,
 ) -> Planner:
     """What finds the places of a job's files."""
     return Planner(
@@ -196,6 +210,7 @@ def make_plan(
         input_dir=Path(settings.input_dir) if settings.input_dir else None,
         output_dir=Path(settings.output_dir) if settings.output_dir else None,
         job=job,
+        catalogue=catalogue,
     )
 
 

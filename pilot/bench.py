@@ -19,7 +19,9 @@ from pilot.processes import Processes
 from pilot.queuedata import QueueInfo
 from pilot.server import Server
 from pilot.settings import Settings
+from pilot.staging.catalogue import Catalogue
 from pilot.staging.engine import StagingEngine
+from pilot.staging.services import Tracing
 from pilot.staging.store import Store
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class Bench:
     fetch: Fetch
     environ: Mapping[str, str]
     engine: Callable[[QueueInfo, Job], StagingEngine]
+    catalogue: Catalogue | None
+    tracing: Tracing | None
     store: Callable[[QueueInfo, Job], Store]
     logship: Callable[[QueueInfo, Job, Path], LogShip | None]
     main_dir: Path

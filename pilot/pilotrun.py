@@ -180,6 +180,8 @@ class PilotRun:
                 await self._work(bench, Slot(bench, self._seat(info, place), stop, self._started), place, stop)
             finally:
                 bench.nest.close()
+                if bench.tracing:
+                    await in_thread(bench.tracing.close, stop.deadline.remaining)
         finally:
             farewell = asyncio.ensure_future(self._farewell(greeting, server, place))
             await stop.paced(lambda: asyncio.wait({farewell}, timeout=_seconds_for_farewell(stop)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pilot.queuedata import Queue
+from pilot.queuedata.fields import FALSE
 from pilot.settings import Settings
 from pilot.staging.cache import InputCache
 from pilot.staging.call import StagingLimits
@@ -20,11 +21,16 @@ def staging_limits(settings: Settings, queue: Queue, checksum_types: tuple[str, 
         pace=PaceLimits(
             idle=settings.transfer_idle, speed=settings.transfer_min_speed, window=settings.transfer_speed_window
         ),
+        open_timeout=0.0 if _is_no(queue.catchall_value("remoteio_test")) else settings.remote_open_timeout,
         attempts_out=max(settings.stageout_attempts, 2),
         input_size=input_limit(settings, queue),
         checksum_types=checksum_types or (settings.checksum_type,),
         tell_every=settings.progress_interval,
     )
+
+
+def _is_no(word: str | None) -> bool:
+    return (word or "").lower() in FALSE
 
 
 def input_limit(settings: Settings, queue: Queue) -> int | None:

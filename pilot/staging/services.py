@@ -20,6 +20,9 @@ from pilot.staging.traces import TraceFacts, Tracer, TraceSender
 
 logger = logging.getLogger(__name__)
 
+#: Longest wait for the last traces when a pilot ends, s, and their share of the time left after a stop.
+CLOSE, CLOSE_SHARE = 1.0, 0.1
+
 #: Plug-ins that are catalogues.
 KIND = "pilot.catalogues"
 
@@ -54,6 +57,10 @@ class Tracing:
     def of(self, job: Job) -> Tracer:
         """What makes those of one job."""
         return Tracer(job, self.facts, self.sender.send, self.mask)
+
+    def close(self, left: float) -> None:
+        """Wait for those that are under way, with a small share of the seconds that are left. Blocks."""
+        self.sender.close(min(CLOSE, left * CLOSE_SHARE))
 
 
 def make_tracing(
