@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 LINGER = 0.3
 #: Seconds before the second try with a batch, doubled before each further one, and the longest; half to all of it.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+#: Longest time that a sink may ask to be left alone, s.
+_LONGEST_WISH = 120.0
 #: Bytes that a sink's spool may have on disk.
 SPOOL_LIMIT = 64 << 20
 
@@ -45,6 +47,7 @@ class Feed:
         self._hurry = asyncio.Event()
         self._deadline = Deadline()
         self._in_trouble = False
+        self._wish = 0.0
         self._waiting = 0
 
     @property
@@ -79,7 +82,7 @@ class Feed:
                 self._queue.drop(len(batch))
                 pause = _FIRST_PAUSE
             else:
-                await self._pause(pause)
+                await self._pause(max(pause * random.uniform(0.5, 1.0), self._wish))
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
     def finish(self, deadline: Deadline) -> None:
@@ -102,17 +105,17 @@ class Feed:
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the next try; a stop leaves time for one more soon."""
-        wait = seconds * random.uniform(0.5, 1.0)
         if self._hurry.is_set():
-            await asyncio.sleep(min(wait, 0.5, self._deadline.remaining))
+            await asyncio.sleep(min(seconds, 0.5, self._deadline.remaining))
             return
         try:
-            await asyncio.wait_for(self._hurry.wait(), wait)
+            await asyncio.wait_for(self._hurry.wait(), seconds)
         except TimeoutError:
             pass
 
     async def _send(self, batch: list[Record]) -> bool:
         """Hand a batch to the sink. True if it is done with: taken, or refused for good."""
+        self._wish = 0.0
         limit = min(self.sink.context.timeout + 1, max(0.1, self._deadline.remaining))
         try:
             await asyncio.wait_for(in_thread(self.sink.send, batch), limit)
@@ -120,6 +123,7 @@ class Feed:
             if not error.retry:
                 self._refuse(batch, error)
                 return True
+            self._wish = min(error.after, _LONGEST_WISH)
             self._complain(str(error))
         except TimeoutError:
             self._complain(f"no answer in {limit:.0f} s")

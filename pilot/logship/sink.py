@@ -18,10 +18,12 @@ class SinkError(Exception):
         problem: why, in a few words.
         retry: False if the same batch will never be taken.
         refused: without a retry, how many records of the batch were not taken; None is all of them.
+        after: seconds to leave the sink alone, as it asked for (`Retry-After`).
     """
 
-    def __init__(self, problem: str, *, retry: bool = True, refused: int | None = None) -> None:
+    def __init__(self, problem: str, *, retry: bool = True, refused: int | None = None, after: float = 0) -> None:
         super().__init__(problem)
+        self.after = after
         self.retry = retry
         self.refused = refused
 

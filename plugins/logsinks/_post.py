@@ -59,7 +59,7 @@ class Poster:
             return bytes(answer.data)
         said = answer.data[:_SHOWN].decode("utf-8", "replace").strip()
         retry = answer.status >= 500 or answer.status in (*_LATER, *_CREDENTIAL)
-        raise SinkError(f"HTTP {answer.status} {said}", retry=retry)
+        raise SinkError(f"HTTP {answer.status} {said}", retry=retry, after=_seconds(answer.headers.get("Retry-After")))
 
     def close(self) -> None:
         """Close the connection."""
@@ -80,6 +80,11 @@ class Poster:
         from urllib3.util import make_headers
 
         return make_headers(basic_auth=":".join(self._login))
+
+
+def _seconds(text: str | None) -> float:
+    """`Retry-After` in seconds; a date, its other form, is left to our own pauses."""
+    return float(text) if text and text.isdecimal() else 0.0
 
 
 def check_url(url: str, context: SinkContext) -> None:

@@ -2,7 +2,8 @@
 
 Lines are grouped into streams by their labels, which are few on purpose: Loki keeps an index entry for each set of
 values. Everything else of a record is in the line itself, as JSON. Variables as in Pilot 3: `LOKI_URL` (the whole push
-URL), `LOKI_LABELKEYS` (JSON list of the fields that become labels).
+URL), `LOKI_LABELKEYS` (JSON list of the fields that become labels). The login at a gateway before it comes in the job's
+pilotSecrets (`loki_login`, `loki_password`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from pilot.logship.record import Record
 from pilot.logship.sink import LogSink, SinkContext
-from plugins.logsinks._post import Poster
+from plugins.logsinks._post import Poster, login_of
 
 PUSH = "/loki/api/v1/push"
 #: Fields that become labels unless LOKI_LABELKEYS says otherwise: few values each.
@@ -30,7 +31,8 @@ class Loki(LogSink):
     def __init__(self, context: SinkContext) -> None:
         super().__init__(context)
         url = context.environ.get("LOKI_URL") or context.url
-        self._poster = Poster(url if PUSH in url else url.rstrip("/") + PUSH, context)
+        url = url if PUSH in url else url.rstrip("/") + PUSH
+        self._poster = Poster(url, context, login_of(context, "loki_login", "loki_password"))
         self._labels = _label_keys(context.environ.get("LOKI_LABELKEYS", ""))
 
     def send(self, batch: Sequence[Record]) -> None:
