@@ -183,6 +183,7 @@ def make_engine(
     return StagingEngine(
         plan=plan,
         tools=tools,
+        look_up=plan.look_up,
         launcher=processes,
         limits=staging_limits(settings, info.queue, checksum_types),
         observer=observer,
