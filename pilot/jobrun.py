@@ -223,6 +223,9 @@ class JobRun:
             self.outcome.files.append(done)
             self._note("moved", sync=done.file.kind is not Kind.INPUT, **done.as_dict(), endpoint=done.file.endpoint)
             self.bench.progress.moved(self.job, done)
+        for failure in result.failed:
+            if failure.file.kind is not Kind.INPUT:
+                self._note("unstored", kind=failure.file.kind.value, lfn=failure.file.lfn, tried=[str(one) for one in failure.attempts])
         if result.error:
             raise result.error
 

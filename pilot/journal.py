@@ -14,6 +14,7 @@ is written before it begins and a fact once it is true; who finds the directory 
 | started | pid | the payload runs |
 | ended | exit_code, signum | it does not any more |
 | failed | code, diag | something went wrong; the first is the job's error |
+| unstored | kind, lfn, tried | an output or the log could not be stored: what was tried, one text a try |
 | kept | where | undelivered outputs move to that directory |
 | report | state, code | the final report is about to be sent |
 | reported, unreported | | the server has it, or could not be reached |

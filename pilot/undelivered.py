@@ -137,7 +137,7 @@ class Custody:
     def _prune(self) -> None:
         """Inputs and what the payload left beside its outputs is in the log; without a log it stays."""
         log = next((file.lfn for file in self._note.files if file.kind is Kind.LOG), "")
-        if not log or not (self._workdir / log).is_file():
+        if not (state(self._workdir / JOURNAL).log_stored or (log and (self._workdir / log).is_file())):
             return
         needed = {JOURNAL, NOTE, *(file.lfn for file in self._note.files)}
         for entry in os.scandir(self._workdir):
