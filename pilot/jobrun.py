@@ -225,7 +225,8 @@ class JobRun:
             self.bench.progress.moved(self.job, done)
         for failure in result.failed:
             if failure.file.kind is not Kind.INPUT:
-                self._note("unstored", kind=failure.file.kind.value, lfn=failure.file.lfn, tried=[str(one) for one in failure.attempts])
+                tried = [str(attempt) for attempt in failure.attempts]
+                self._note("unstored", kind=failure.file.kind.value, lfn=failure.file.lfn, tried=tried)
         if result.error:
             raise result.error
 

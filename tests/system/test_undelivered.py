@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.grid import Grid, Pilot, Scenarios, until
+from tests.grid import Grid, Scenarios, until
 
 scenario = Scenarios()
 
@@ -24,14 +24,14 @@ def block(grid: Grid, lfn: str) -> Path:
     return blocker
 
 
-def kept_job(grid: Grid, *more: str, command: str = "echo a > a; echo b > b") -> tuple[int, Path, Path, Pilot]:
-    """A job whose output `a` was not taken: its id, where it is kept, what blocks it, its pilot."""
+def kept_job(grid: Grid, *more: str, command: str = "echo a > a; echo b > b") -> tuple[int, Path, Path]:
+    """A job whose output `a` was not taken: its id, where it is kept, what blocks it."""
     kept = grid.top / "kept"
     blocker = block(grid, "a")
     (job_id,) = grid.submit(grid.job(command, outputs=["a", "b"]))
     pilot = grid.pilot("--keep-undelivered", str(kept), *more)
     assert pilot.wait() == 0, pilot.text
-    return job_id, kept, blocker, pilot
+    return job_id, kept, blocker
 
 
 def finals(grid: Grid, job_id: int) -> list[str]:
@@ -41,7 +41,7 @@ def finals(grid: Grid, job_id: int) -> list[str]:
 @scenario
 def the_next_pilot_delivers_and_the_job_is_finished(top: Path) -> None:
     with Grid(top) as grid:
-        job_id, kept, blocker, first = kept_job(grid)
+        job_id, kept, blocker = kept_job(grid)
         assert finals(grid, job_id) == ["holding"]
         (folder,) = kept.iterdir()
         assert {path.name for path in folder.iterdir()} >= {"a", "delivery.json", "journal.jsonl"}
@@ -62,7 +62,7 @@ def the_next_pilot_delivers_and_the_job_is_finished(top: Path) -> None:
 @scenario
 def pilot_deliver_says_what_is_left_and_delivers_what_can_be(top: Path) -> None:
     with Grid(top) as grid:
-        job_id, kept, blocker, _ = kept_job(grid)
+        job_id, kept, blocker = kept_job(grid)
         left = grid.pilot(str(kept), command=DELIVER)
         assert left.wait() != 0
         assert "1 jobs are still not delivered" in left.text
@@ -131,7 +131,7 @@ def a_payload_that_fails_or_makes_no_output_is_failed_and_nothing_is_kept(top: P
 @scenario
 def a_job_that_is_over_for_the_server_is_not_delivered(top: Path) -> None:
     with Grid(top) as grid:
-        job_id, kept, blocker, _ = kept_job(grid)
+        job_id, kept, blocker = kept_job(grid)
         grid.server.kill(job_id, code=9)
         blocker.unlink()
         until(lambda: grid.job_of(job_id).state == "cancelled")
@@ -165,7 +165,7 @@ def a_job_directory_moves_to_another_file_system(top: Path) -> None:
 @scenario
 def a_note_of_another_user_or_with_paths_in_it_is_refused(top: Path) -> None:
     with Grid(top) as grid:
-        job_id, kept, blocker, _ = kept_job(grid)
+        job_id, kept, blocker = kept_job(grid)
         blocker.unlink()
         (folder,) = kept.iterdir()
         note = folder / "delivery.json"
