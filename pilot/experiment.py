@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from pilot.errors import PilotError
 from pilot.job import File, Job
 from pilot.maskfile import MASKS
+from pilot.matchers import Matcher
 from pilot.patterns import check_patterns, expanded
 from pilot.queuedata import Queue
 
@@ -47,6 +48,9 @@ class Experiment:
         environment_prefixes: variables that a payload of this experiment needs from the node, beside the usual ones.
         redundant_files: patterns of files in the job directory that are not worth keeping in the log.
         kept_files: texts; a file with one of them in its path is kept for all that.
+        matchers: what in the output of its payloads means which error, before what holds for everybody.
+        trusts_job_report: True if an error in `jobReport.json` fails a payload that exits with 0, and what it counted
+            belongs into jobMetrics.
         settings: defaults of this experiment, names of `pilot.settings` to values; files, queues and flags win.
         cvmfs_paths: files and directories below CVMFS without which no job is taken where the queue has CVMFS.
         storages_prefer_cache: True if the storage JSON beside the pilot wins over the one given on the command line.
@@ -58,6 +62,8 @@ class Experiment:
     environment_prefixes: ClassVar[tuple[str, ...]] = ()
     redundant_files: ClassVar[tuple[str, ...]] = ()
     kept_files: ClassVar[tuple[str, ...]] = ()
+    matchers: ClassVar[tuple[Matcher, ...]] = ()
+    trusts_job_report: ClassVar[bool] = False
     settings: ClassVar[Mapping[str, Any]] = {}
     storages_prefer_cache: ClassVar[bool] = False
     cvmfs_paths: ClassVar[tuple[str, ...]] = ()

@@ -7,17 +7,21 @@ from outside is bounded: in number and length, in what it may look at, and in ti
 from __future__ import annotations
 
 import json
+import logging
 import re
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 from pilot.causes import Fault
 from pilot.errors import Code
+
+logger = logging.getLogger(__name__)
 
 #: Most matchers of one origin, and characters of a regular expression and of a message.
 MOST, LONGEST = 100, 500
@@ -121,6 +125,21 @@ def parse_text(text: str, *, of_job: bool = False) -> tuple[Matcher, ...]:
         if of_job:  # a payload's file goes through no larger parser than it has to
             raise MatcherError(f"no JSON: {problem}") from problem
         return parse(_yaml(text), of_job=of_job)
+
+
+def load_matchers(place: str) -> tuple[Matcher, ...]:
+    """Those of the setting: a file, or the JSON itself. What cannot be used is no reason for a job to fail.
+
+    Args:
+        place: the setting; empty for none.
+    """
+    if not place:
+        return ()
+    try:
+        return parse_text(place if place.lstrip().startswith("[") else Path(place).read_text())
+    except (OSError, ValueError) as error:
+        logger.warning("no problem matchers from %.80s: %s", place, error)
+        return ()
 
 
 def find(matchers: Iterable[Matcher], streams: Mapping[str, Sequence[str]]) -> Found | None:

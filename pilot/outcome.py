@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pilot.causes import Fault
 from pilot.errors import Code, PilotError
 from pilot.job import File, Job, Kind
 from pilot.server.report import FileReport, State, Usage
@@ -59,6 +60,7 @@ class Outcome:
     Attributes:
         error: the first thing that went wrong; None as long as all is well.
         exit_code, signum: how the payload ended, both None if it never ran or did not end.
+        fault: whose the error is, where that is known better than by its code; see `blame`.
         files: inputs, outputs and log that were moved.
         timings: seconds per phase that was reached, and `total`.
         reported: True once the server took the final report.
@@ -71,6 +73,7 @@ class Outcome:
     signum: int | None = None
     exe_code: int = 0
     exe_diag: str = ""
+    fault: Fault | None = None
     files: list[FileOutcome] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
@@ -93,6 +96,15 @@ class Outcome:
         code = self.error.code
         return -int(code) if self.job.is_analysis and code.recoverable else int(code)
 
+    @property
+    def blame(self) -> str:
+        """Whose fault the error is: `user`, `site`, `storage`, `server`, `pilot`, `unknown`; empty for a good job."""
+        if self.error is None:
+            return ""
+        from pilot.causes import CAUSES
+
+        return (self.fault or CAUSES[self.error.code].fault).value
+
     def fail(self, error: PilotError) -> None:
         """Keep an error if it is the first."""
         if self.error is None:
@@ -110,6 +122,7 @@ class Outcome:
             "state": self.state.value,
             "pilot_error_code": self.code,
             "pilot_error_diag": self.error.diag if self.error else "",
+            "fault": self.blame,
             "payload": {"exit_code": self.exit_code, "signal": self.signum},
             "files": [done.as_dict() for done in self.files],
             "timings": {name: round(self.timings.get(name, 0.0), 3) for name in (*PHASES, "total")},

@@ -2,7 +2,9 @@
 
     setup: the transformation fetched, the environment built -> payload: started under watch -> ended, to the last child
 
-Whatever happens, nothing of the payload is left, and its true end is in the outcome.
+A job may bring commands that run before, beside and after it; one that optimises hyper-parameters (HPO) goes through
+them again for each point, until its preprocess says that there are no more. Whatever happens, nothing of the payload is
+left, and its true end is in the outcome.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pilot.bench import Bench
@@ -19,12 +21,23 @@ from pilot.experiment import JOURNAL
 from pilot.grace import Ledger
 from pilot.job import Job, Limits
 from pilot.maskfile import MASKS, MASKS_VARIABLE, MaskFile
+from pilot.matchers import load_matchers
 from pilot.option import words
 from pilot.outcome import Outcome
 from pilot.payload.command import prepare_command
 from pilot.payload.diagnose import diagnose
 from pilot.payload.environment import payload_environment
 from pilot.payload.process import Ended, PayloadProcess
+from pilot.payload.utilities import (
+    COUNT_VARIABLE,
+    HOROVOD_VARIABLE,
+    Utilities,
+    allow_made_command,
+    check_utility,
+    ends_loop,
+    prepare_utilities,
+)
+from pilot.processes import Spent
 from pilot.queuedata import Queue
 from pilot.server.report import State, Usage
 from pilot.stop import Deadline, Stop
@@ -56,6 +69,7 @@ class Scene:
         enter: begins a phase of the job.
         note: writes a step with its facts into the journal.
         announce: tells the server of a state.
+        variables: for the payload's environment, from hooks and services of the node; may grow until it starts.
     """
 
     bench: Bench
@@ -70,14 +84,24 @@ class Scene:
     enter: Callable[[str], None]
     note: Callable[..., None]
     announce: Callable[[State], None]
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 class PayloadRun:
-    """Runs the payload of a job, once."""
+    """Runs the payload of a job, once.
+
+    Attributes:
+        is_idle: True if the preprocess said that there is nothing to do: then there need not be outputs.
+    """
 
     def __init__(self, scene: Scene) -> None:
+        self.is_idle = False
         self._scene = scene
         self._guard: Guard | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._running: list[PayloadProcess] = []
+        self._round = 0
+        self._spent, self._seconds, self._killed = Spent(), 0.0, False
         self._masks = MaskFile(scene.workdir, scene.bench.masker)
 
     @property
@@ -91,35 +115,71 @@ class PayloadRun:
         Raises:
             PilotError: why it could not be started, why it failed, or the reason of the stop.
         """
-        payload = await self._scene.stop.guard(self._start())
-        ended = await self._wait(payload)
-        self._judge(ended)
+        try:
+            await self._rounds(*await self._scene.stop.guard(self._prepare()))
+        finally:
+            await self._close()
+
+    def members(self) -> list[int]:
+        """Pids of its living processes, parents first."""
+        return list(dict.fromkeys(pid for process in self._running for pid in process.members()))
+
+    def tell_end(self, why: str) -> bool:
+        """Send the signal that tells it that its time is nearly over; False if there is none, or it was sent before."""
+        return self._guard is not None and self._guard.soft_stop.tell(why)
 
     async def remove(self) -> None:
         """Take away what measured it."""
         if self._guard:
             await self._guard.remove()
 
-    async def _start(self) -> PayloadProcess:
-        scene = self._scene
+    async def _prepare(self) -> tuple[str, Utilities]:
+        scene, bench = self._scene, self._scene.bench
         scene.enter("setup")
         text = await self._command()
+        utilities = await prepare_utilities(scene.job, scene.workdir, bench.fetch, self._bases())
         scene.enter("payload")
-        payload = await self.launch(text)
-        scene.note("started", sync=True, pid=payload.pid)
-        scene.announce(State.RUNNING)
-        return payload
+        return text, utilities
 
-    async def launch(self, text: str, name: str = "payload") -> PayloadProcess:
-        """Start shell text of this job, as its payload is started: environment, container and control group.
+    async def _rounds(self, text: str, utilities: Utilities) -> None:
+        """Preprocess, payload and postprocess; for HPO again and again."""
+        many = self._scene.job.is_hpo and bool(utilities.preprocess)
+        while await self._one_round(text, utilities) and many:
+            self._round += 1
 
-        Args:
-            text: for `bash -c`, in the job directory.
-            name: of the process; its output is in `NAME.stdout` and `NAME.stderr` of the job directory.
+    async def _one_round(self, text: str, utilities: Utilities) -> bool:
+        """One round; False if there shall be no other."""
+        scene = self._scene
+        if utilities.preprocess:
+            ended = await self._utility("preprocess", utilities.preprocess)
+            if ends_loop("preprocess", ended):
+                self.is_idle = True  # the outputs of earlier rounds may be there
+                return False
+            allow_made_command(scene.job, scene.workdir)
+        if not scene.bench.environ.get(HOROVOD_VARIABLE):
+            payload = await scene.stop.guard(self.launch(text))
+            scene.note("started", sync=True, pid=payload.pid)
+            beside = [self._start_utility("coprocess", utilities.coprocess)] if utilities.coprocess else []
+            ended = await self._wait(payload, *beside)
+            await self._judge(ended)
+            if ends_loop("payload", ended):
+                return False
+        if utilities.postprocess:
+            await self._utility("postprocess", utilities.postprocess)
+        return True
 
-        Raises:
-            PilotError: why it could not be started.
-        """
+    async def _utility(self, name: str, text: str) -> Ended:
+        ended = await self._wait(self._start_utility(name, text))
+        check_utility(name, ended, self._scene.workdir, self._scene.bench.masker.mask)
+        return ended
+
+    def _start_utility(self, name: str, text: str) -> PayloadProcess:
+        """Start one with the variables and in the control group of the payload, but outside its container."""
+        process = self._start_in_group(text, name)
+        self._scene.note("utility", name=name, pid=process.pid)
+        return process
+
+    def _start_in_group(self, text: str, name: str) -> PayloadProcess:
         scene = self._scene
         self._guard = self._guard or self._make_guard()
         return PayloadProcess.start(
@@ -129,17 +189,32 @@ class PayloadRun:
             processes=scene.bench.processes,
             prefix=self._guard.prefix,
             name=name,
+            again=self._round > 0,
         )
+
+    async def launch(self, text: str, name: str = "payload") -> PayloadProcess:
+        """Start shell text of this job, as its payload is started: environment, container and control group.
+
+        Args:
+            text: for `bash -c`, in the job directory.
+            name: of the process and its output files; see `pilot.payload.process.output_paths`.
+
+        Raises:
+            PilotError: why it could not be started.
+        """
+        return self._start_in_group(text, name)
 
     async def _command(self) -> str:
         """The payload's own shell text."""
         scene, bench = self._scene, self._scene.bench
-        bases = words(bench.settings.baseurls)
-        return await prepare_command(scene.job, scene.workdir, bench.experiment, bench.fetch, bases)
+        return await prepare_command(scene.job, scene.workdir, bench.experiment, bench.fetch, self._bases())
+
+    def _bases(self) -> list[str]:
+        return list(words(self._scene.bench.settings.baseurls))
 
     def _environment(self) -> dict[str, str]:
         scene, bench = self._scene, self._scene.bench
-        return payload_environment(
+        built = payload_environment(
             bench.environ,
             scene.job,
             queue_name=scene.queue.resource,
@@ -148,36 +223,64 @@ class PayloadRun:
             names=words(bench.settings.payload_variables),
             experiment=bench.experiment.environment(scene.job),
         )
+        count = {COUNT_VARIABLE: str(self._round)} if scene.job.is_hpo or scene.job.preprocess else {}
+        return built | count | dict(scene.variables)
 
-    async def _wait(self, payload: PayloadProcess) -> Ended:
-        """Wait for the payload under watch; whatever happens, nothing of it is left and its true end is known."""
+    async def _wait(self, process: PayloadProcess, *beside: PayloadProcess) -> Ended:
+        """Wait for a process under watch; whatever happens, nothing of it is left and its true end is known."""
         stop = self._scene.stop
-        watching = asyncio.create_task(self._watch_over(payload))
+        self._running = [process, *beside]
+        self._watch_over(process)
         try:
-            ended = await stop.guard(payload.wait())
+            ended = await stop.guard(process.wait())
             if ended.status:  # perhaps for the signal that is about to reach us too: Slurm tells everybody
                 await stop.wait(SIGNAL_PATIENCE)
             stop.check()
         finally:
-            watching.cancel()
-            await self._end(payload)
+            await asyncio.gather(*map(self._end, self._running))
             self._masks.read()
-            await asyncio.wait({watching})
-            if not watching.cancelled() and watching.exception():
-                logger.error("the watch over the payload broke", exc_info=watching.exception())
+            self._running = []
         return ended
 
-    def _judge(self, ended: Ended) -> None:
-        scene = self._scene
-        verdict = diagnose(scene.job, ended, scene.workdir, mask=scene.bench.masker.mask)
-        scene.outcome.exe_code, scene.outcome.exe_diag = verdict.exe_code, verdict.exe_diag
+    async def _judge(self, ended: Ended) -> None:
+        scene, bench, outcome = self._scene, self._scene.bench, self._scene.outcome
+        verdict = diagnose(
+            scene.job,
+            ended,
+            scene.workdir,
+            mask=bench.masker.mask,
+            known=[*load_matchers(bench.settings.problem_matchers), *bench.experiment.matchers],
+            trusts_report=bench.experiment.trusts_job_report,
+        )
+        outcome.exe_code, outcome.exe_diag = verdict.exe_code, verdict.exe_diag
+        outcome.metrics |= verdict.metrics
         if verdict.error:
-            raise (self._guard and self._guard.out_of_memory) or verdict.error
+            await self._close()
+            memory = self._guard and self._guard.out_of_memory
+            outcome.fault = None if memory else verdict.fault
+            raise memory or verdict.error
 
-    async def _watch_over(self, payload: PayloadProcess) -> None:
-        if self._guard:
-            looks = self._guard.attach(payload.pid, payload.members)
-            await watch(looks, self._scene.stop, self._scene.bench.settings.grace)
+    def _watch_over(self, process: PayloadProcess) -> None:
+        """Begin the watch with the first process; it goes on from one to the next."""
+        if self._watching is None and self._guard:
+            looks = self._guard.attach(process.pid, self.members)
+            self._watching = asyncio.create_task(watch(looks, self._scene.stop, self._scene.bench.settings.grace))
+            self._scene.announce(State.RUNNING)
+
+    async def _close(self) -> None:
+        """The end of the watch, and the numbers. May be called again."""
+        watching, self._watching = self._watching, None
+        if watching is None or self._guard is None:
+            return
+        watching.cancel()
+        await asyncio.wait({watching})
+        if not watching.cancelled() and watching.exception():
+            logger.error("the watch over the payload broke", exc_info=watching.exception())
+        try:
+            await self._guard.close(self._spent, self._seconds, killed=self._killed)
+        except Exception:  # no job fails for what measures it
+            logger.exception("the last look at the payload is left out")
+        self._scene.outcome.usage = self._guard.usage
 
     def _make_guard(self) -> Guard:
         scene, bench = self._scene, self._scene.bench
@@ -198,28 +301,24 @@ class PayloadRun:
         )
         return Guard(post)
 
-    async def _end(self, payload: PayloadProcess) -> None:
+    async def _end(self, process: PayloadProcess) -> None:
         scene = self._scene
-        if scene.stop.requested and payload.members():
-            logger.info("ending the payload; %s", Ledger(scene.stop.deadline.remaining))
-        await scene.stop.paced(lambda: payload.stop(self._share(), self._grace()))
+        if scene.stop.requested and process.members():
+            logger.info("ending the %s; %s", process.name, Ledger(scene.stop.deadline.remaining))
+        await scene.stop.paced(lambda: process.stop(self._share(), self._grace()))
         try:
-            ended = await asyncio.wait_for(payload.wait(), timeout=1.0)
+            ended = await asyncio.wait_for(process.wait(), timeout=1.0)
         except TimeoutError:
-            logger.error("payload pid %d cannot be killed: %s", payload.pid, payload.members())
+            logger.error("%s pid %d cannot be killed: %s", process.name, process.pid, process.members())
             return
-        scene.note("ended", exit_code=ended.exit_code, signum=ended.signum)
-        scene.outcome.exit_code, scene.outcome.signum = ended.exit_code, ended.signum
-        if self._guard:
-            await self._close_guard(self._guard, ended)
-
-    async def _close_guard(self, guard: Guard, ended: Ended) -> None:
-        killed = (ended.signum == signal.SIGKILL and not ended.stopped) or ended.exit_code == 128 + signal.SIGKILL
-        try:
-            await guard.close(ended.spent, ended.seconds, killed=killed)
-        except Exception:  # no job fails for what measures it
-            logger.exception("the last look at the payload is left out")
-        self._scene.outcome.usage = guard.usage
+        if process.name == "payload":
+            scene.note("ended", exit_code=ended.exit_code, signum=ended.signum)
+            scene.outcome.exit_code, scene.outcome.signum = ended.exit_code, ended.signum
+        if process.name != "coprocess":  # its time is that of the payload, and orphans are counted there
+            self._spent += ended.spent
+            self._seconds += ended.seconds
+            by_signal = ended.signum == signal.SIGKILL and not ended.stopped
+            self._killed = by_signal or ended.exit_code == 128 + signal.SIGKILL
 
     def _share(self) -> Deadline:
         """By when nothing of the payload may be left."""

@@ -292,6 +292,13 @@ class Settings:
     rtlogging: str = opt("", "where live logs go when neither option nor queue says", ini="Pilot.rtlogging")
     payload_variables: str = opt("", "more variables of the node that payloads get, comma list", "--payload-variables",
                                  ini="Payload.variables", queue="pilot_payload_variables", new=True)
+    problem_matchers: str = opt("", "JSON or YAML file with problem matchers, or the JSON itself (docs/failures.md)",
+                                "--problem-matchers", ini="Payload.problem_matchers", kind=PLACE, new=True,
+                                queue="pilot_problem_matchers")
+    hooks: str = opt("", "directory of programs to run around each phase of a job (docs/hooks.md)", "--hooks",
+                     ini="Pilot.hooks", kind=FOLDER, queue="pilot_hooks", new=True)
+    hook_timeout: float = opt(60.0, "longest time of one of them", ini="Pilot.hook_timeout",
+                              queue="pilot_hook_timeout", new=True)
     redirectstdout: str = opt("", "file for the pilot's stdout", "--redirect-stdout", kind=FILE)
     pod: bool = opt(False, "the pilot runs in a Kubernetes pod", "--pod", sets=True, later="Kubernetes")
     workflow: str = opt("generic", "what kind of pilot to be", "-w --workflow", kind=_WORKFLOW, later="other workflows")

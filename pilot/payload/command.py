@@ -41,7 +41,7 @@ async def prepare_command(
     _write_option_files(job, workdir)
     if not job.transformation:
         raise PilotError(Code.SETUPFAILURE, "the job names no transformation (field 'transformation')")
-    call = await _transformation(job.transformation, workdir, fetch, [*base_urls, *experiment.base_urls])
+    call = await transformation(job.transformation, workdir, fetch, [*base_urls, *experiment.base_urls])
     return experiment.command(job, call)
 
 
@@ -54,7 +54,7 @@ def _write_option_files(job: Job, workdir: Path) -> None:
             raise PilotError(Code.SETUPFAILURE, f"field 'writeToFile': {name}: {error}") from error
 
 
-async def _transformation(text: str, workdir: Path, fetch: Fetch, base_urls: Sequence[str]) -> str:
+async def transformation(text: str, workdir: Path, fetch: Fetch, base_urls: Sequence[str]) -> str:
     """How to call the transformation: `./name` when it is a URL or a file of this node, else the text itself."""
     try:
         scheme = urlsplit(text).scheme if "://" in text else ""

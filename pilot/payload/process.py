@@ -88,8 +88,9 @@ class PayloadProcess:
         processes: Processes,
         prefix: Sequence[str] = (),
         name: str = "payload",
+        again: bool = False,
     ) -> PayloadProcess:
-        """Start `bash -c text` in `workdir`, its output in `NAME.stdout` and `NAME.stderr` there.
+        """Start `bash -c text` in `workdir`, its output in files there; see `output_paths`.
 
         Args:
             text: the payload's own shell text.
@@ -98,12 +99,14 @@ class PayloadProcess:
             processes: starts it and knows its orphans.
             prefix: what runs the shell, such as a container's command; empty for nothing.
             name: of its output files.
+            again: it ran before in this job, and its output goes behind that of then.
 
         Raises:
             PilotError: PAYLOADEXECUTIONEXCEPTION if it cannot be started.
         """
+        stdout, stderr = output_paths(workdir, name)
         try:
-            with open(workdir / f"{name}.stdout", "wb") as out, open(workdir / f"{name}.stderr", "wb") as err:
+            with _open_output(stdout, again) as out, _open_output(stderr, again) as err:
                 process = processes.start(
                     [*prefix, "/bin/bash", *_shell_arguments(text, workdir / f"{name}{LONG_COMMAND}")],
                     cwd=workdir,
@@ -192,9 +195,25 @@ def _shell_arguments(text: str, path: Path) -> list[str]:
     data = os.fsencode(text)
     if len(data) < _LONGEST_ARGUMENT:
         return ["-c", text]
+    path.unlink(missing_ok=True)  # the one of its last run
     with open(path, "xb") as file:
         file.write(data + b"\n")
     return [f"./{path.name}"]
+
+
+def output_paths(workdir: Path, name: str) -> tuple[Path, Path]:
+    """Where stdout and stderr of a process go: `payload.stdout`, `NAME_stdout.txt` for others (PILOT3 1.5)."""
+    if name == "payload":
+        return workdir / "payload.stdout", workdir / "payload.stderr"
+    return workdir / f"{name}_stdout.txt", workdir / f"{name}_stderr.txt"
+
+
+def _open_output(path: Path, again: bool) -> BinaryIO:
+    """A file to write to, empty at first. An input may have its name, so that it is not written through a link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(path, flags | (os.O_APPEND if again else os.O_TRUNC), 0o644)
+    os.set_blocking(fd, True)
+    return os.fdopen(fd, "ab" if again else "wb")
 
 
 def signal_name(signum: int) -> str:

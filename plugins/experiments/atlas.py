@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from pilot.errors import Code, JobDefinitionError, PilotError
 from pilot.job import Job
+from pilot.matchers import row
 from plugins.experiments._atlas_files import KEPT, REDUNDANT, WORKDIR
 from plugins.experiments.generic import Generic
 
@@ -58,6 +59,13 @@ class Atlas(Generic):
         "sft.cern.ch/lcg/lastUpdate",
         "unpacked.cern.ch/logDir/lastUpdate",
         "sft-nightlies.cern.ch/lcg/lastUpdate",
+    )
+    trusts_job_report = True
+    matchers = (
+        row(r"FATAL out of memory: taking the application down", Code.PAYLOADOUTOFMEMORY, "stderr"),
+        row(r"St9bad_alloc|std::bad_alloc", Code.PAYLOADOUTOFMEMORY, "stdout"),
+        row(r"^sh:.*setup\.sh.*No such file or directory", Code.MISSINGINSTALLATION, "stdout"),
+        row(r"AtlasSetup\(FATAL\): Fatal exception", Code.SETUPFATAL, "stdout"),
     )
     settings: ClassVar[Mapping[str, Any]] = {
         # Pilot 3 has the same path over plain http, port 25085.
