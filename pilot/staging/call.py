@@ -241,8 +241,8 @@ class Call:
         self.progress.done += 1
         self.progress.finished += done.size
         self.progress.linked += 0 if done.local else done.size
-        if error := self._excess():
-            self._lost(FailedFile(file=file, error=error, attempts=done.attempts))
+        if excess := self._excess():
+            self._lost(FailedFile(file=file, error=excess, attempts=done.attempts))
             return None
         self._observer.arrived(done)
         return done
