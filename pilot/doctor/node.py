@@ -93,7 +93,10 @@ def containers(patient: Patient) -> Finding:
     versions = {name: _version(name) for name in _RUNTIMES if shutil.which(name)}
     found = ", ".join(versions.values()) or "no container runtime"
     info = patient.known_queue()
-    wanted = {name for name in (info.queue.container_type if info else {}).values() if name in _RUNTIMES}
+    users = dict(info.queue.container_type) if info else {}
+    if patient.environ.get("APPTAINER_CONTAINER") or patient.environ.get("SINGULARITY_CONTAINER"):
+        users.pop("wrapper", None)  # that is the one we are in
+    wanted = {name for name in users.values() if name in _RUNTIMES}
     same = {"singularity": "apptainer", "apptainer": "singularity"}
     missing = sorted(name for name in wanted if name not in versions and same.get(name) not in versions)
     if missing:

@@ -278,7 +278,7 @@ def test_a_bad_node_waits_before_it_ends(grid, wrapped):
 def test_a_mistake_on_the_command_line_is_a_fault_of_the_wrapper(wrapped):
     pilot = wrapped("--no-such-option")
     assert pilot.wait() == 1
-    assert "unknown option --no-such-option" in pilot.text
+    assert "unknown option '--no-such-option'" in pilot.text
 
 
 def test_an_expired_token_is_told(wrapped, grid, tmp_path):
@@ -355,7 +355,7 @@ def test_the_factory_hears_of_begin_and_end(grid, wrapped):
 def test_the_whole_log_goes_to_a_sink(grid, wrapped, tmp_path):
     grid.submit(grid.job("echo from-the-payload"))
     sink = tmp_path / "shipped.json"
-    pilot = wrapped("--ship-log", f"logserver=file;file://{sink}")
+    pilot = wrapped("--ship-log", f"logserver=file;{sink}")
 
     assert pilot.wait() == 0, pilot.text
     messages = [json.loads(line).get("message", "") for line in sink.read_text().splitlines()]
