@@ -17,7 +17,7 @@ from pilot.bench import Bench
 from pilot.cgroup import Nest
 from pilot.download import fetch_url
 from pilot.errors import Code, PilotError
-from pilot.experiment import Experiment
+from pilot.experiment import KEPT, Experiment
 from pilot.job import Job
 from pilot.jobreport import Speaker
 from pilot.masking import Masker
@@ -269,6 +269,7 @@ def make_logship(
 
 
 def remove_main_dir(place: Place, cleanup: bool) -> None:
-    """Remove what `make_main_dir` made; never the launch directory."""
-    if cleanup and place.main_dir != place.launch_dir:
+    """Remove what `make_main_dir` made; never the launch directory, nor the directory of a job that shall be kept."""
+    kept = any(place.main_dir.glob(f"*/{KEPT}"))
+    if cleanup and place.main_dir != place.launch_dir and not kept:
         remove_tree(place.main_dir)

@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,11 +31,33 @@ OWN_NAMES = (
     *("memory_monitor_output.txt", "memory_monitor_summary.json", MASKS),
 )
 
+#: Marks a job directory that the server said shall be kept (`nocleanup`).
+KEPT = ".nocleanup"
+
 #: The report that a payload may leave for the server.
 JOB_REPORT = "jobReport.json"
 
 #: Bytes of a report that are sent at most; ATLAS' have about 100 kB.
 JOB_REPORT_LIMIT = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A service of the node that runs beside a job from before its stage-in to its end, such as a cache.
+
+    Attributes:
+        name: its output is in `NAME_start_stdout.txt`, `NAME_kill_stdout.txt` and so on.
+        start, stop: shell text, fixed by the experiment: nothing of a job belongs in there but its number.
+        variables: name to a regular expression, whose first group in the output of `start` is its value, for the
+            payload and for `stop`.
+        directory: in the job directory, removed at the end; empty for none.
+    """
+
+    name: str
+    start: str
+    stop: str
+    variables: Mapping[str, str] = field(default_factory=dict)
+    directory: str = ""
 
 
 class Experiment:
@@ -90,6 +113,10 @@ class Experiment:
     def needs_container(self, job: Job, queue: Queue) -> bool:
         """Whether the payload runs in a container: the job names an image, or a platform where the queue has these."""
         return bool(job.container_image or ((job.platform or job.user_platform) and queue.container_type.get("pilot")))
+
+    def services(self, job: Job, queue: Queue) -> tuple[Service, ...]:
+        """Services of the node that this job wants."""
+        return ()
 
     def command(self, job: Job, transformation: str) -> str:
         """The payload's own shell text.

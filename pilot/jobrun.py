@@ -20,14 +20,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pilot.around import Around
 from pilot.bench import Bench
+from pilot.debugcommands import Place, answer
+from pilot.debugmode import DebugMode
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
-from pilot.experiment import JOURNAL, OWN_NAMES, SECRETS
-from pilot.grace import Ledger
+from pilot.experiment import JOURNAL, KEPT, OWN_NAMES, SECRETS
+from pilot.grace import SETTLE, Ledger
 from pilot.job import File, Job, Kind, Limits
 from pilot.jobreport import Reporter
 from pilot.journal import Journal
 from pilot.logarchive import archive_folder, make_log_archive
+from pilot.maskfile import MASKS
 from pilot.outcome import FileOutcome, Outcome, Stopwatch, internal_error
 from pilot.outputs import Outputs
 from pilot.payload.process import tail
@@ -45,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 #: Longest time to pack and upload the log of a job that nothing hurries, s.
 LOG_TIMEOUT = 3600.0
+#: Longest wait for the end of a file that debug mode shows with an update, s.
+SHOW_TIMEOUT = 5.0
 
 
 class JobRun:
@@ -85,8 +91,10 @@ class JobRun:
         self._outputs: Outputs | None = None
         self._ship: LogShip | None = None
         self._last_command = ""
+        self._kept = False
         self._info = bench.info
         self._log_start = bench.log.position() if log_start is None else log_start
+        self._around = Around(bench, job, self.workdir, self.stop, self.outcome)
         self._reporter = Reporter(bench.speaker, bench.experiment, self.outcome, getjob_seconds)
         self._heartbeat = Heartbeat(
             self._beat,
@@ -95,6 +103,8 @@ class JobRun:
             interval=bench.settings.heartbeat,
             lost=bench.settings.lost_heartbeat,
         )
+        beat = self._heartbeat
+        self._debug = DebugMode(self._show, beat.hurry, beat.again, bench.settings.debug_heartbeat)
 
     async def run(self) -> Outcome:
         """Do all of it. Never raises for what can go wrong with a job: that is in the outcome."""
@@ -103,6 +113,7 @@ class JobRun:
         beating = asyncio.create_task(self._heartbeat.run())
         try:
             await self._attempt(self._work)
+            await self._attempt(self._around.end)
             if self._payload:
                 await _beside(self._payload.remove())
             shipping = asyncio.create_task(_beside(self._finish_ship()))
@@ -131,7 +142,7 @@ class JobRun:
 
     def _remove_workdir(self) -> None:
         kept = self._outputs is not None and self._outputs.put_away()
-        if self.bench.settings.cleanup and not kept:
+        if self.bench.settings.cleanup and not kept and not self._kept:
             remove_tree(self.workdir)
 
     @property
@@ -143,14 +154,20 @@ class JobRun:
         """The phases that make a job; the first that fails ends it."""
         self._make_workdir()
         self._heartbeat.announce(State.STARTING)
+        if self.job.debug:
+            self._debug.told(f"debug,{self.job.debug_command.removeprefix('debug')}")
         _refuse_own_names(self.job)
         self._info = self.bench.info.overlaid(self.job.queue_overrides, self.job.storage_overrides)
         _refuse_missing_features(self.job, self.bench.experiment.needs_container(self.job, self._info.queue))
         self._start_ship()
         self.bench.experiment.verify(self.job)
-        await self._stage_in()
-        await self._run_payload()
-        await self._stage_out()
+        await self._around.begin(self._info.queue)
+        async with self._around.phase("stagein"):
+            await self._stage_in()
+        async with self._around.phase("payload"):
+            await self._run_payload()
+        async with self._around.phase("stageout"):
+            await self._stage_out()
 
     async def _attempt(self, phases: Callable[[], Awaitable[None]]) -> None:
         """Run phases; what they raise is the job's error if it is the first."""
@@ -246,11 +263,13 @@ class JobRun:
             enter=self._enter,
             note=self._note,
             announce=self._heartbeat.announce,
+            variables=self._around.variables,
         )
         self._payload = PayloadRun(scene)
         self._outputs = self._make_outputs()
         async with self._outputs:
             await self._payload.run()
+        self._outputs.is_idle = self._payload.is_idle
 
     def _make_outputs(self) -> Outputs:
         return Outputs(
@@ -327,7 +346,7 @@ class JobRun:
 
     async def _report(self) -> None:
         """The final report: tried until the server took it, or until there is no time left."""
-        report = self._final()
+        report = replace(self._final(), stdout=await self._shown(SETTLE))
         self._enter("report", sync=True, state=report.state.value, code=report.error_code)
         sending = asyncio.create_task(
             self.bench.server.update(report, Deadline(self.bench.settings.final_report_timeout))
@@ -359,19 +378,53 @@ class JobRun:
     async def _beat(self, state: State, deadline: Deadline) -> Reply:
         if self._payload and (usage := self._payload.usage):
             self.outcome.usage = usage
-        return await self.bench.server.update(self._reporter.report(state), deadline, self.stop)
+        report = replace(self._reporter.report(state), stdout=await self._shown(deadline.remaining))
+        return await self.bench.server.update(report, deadline, self.stop)
+
+    async def _shown(self, seconds: float) -> str:
+        """What debug mode has to show; a file system that hangs must not hold up the report."""
+        try:
+            async with asyncio.timeout(min(seconds, SHOW_TIMEOUT)):
+                return await self._debug.stdout()
+        except TimeoutError:
+            return ""
+
+    def _show(self, command: str) -> str:
+        """Carry out a command of debug mode. Blocks."""
+        place = Place(
+            workdir=self.workdir,
+            pids=self._payload.members if self._payload else list,
+            hidden=(SECRETS, MASKS),
+            own=tuple(name for name in OWN_NAMES if not name.startswith("payload.")),
+            pilot_log=self.bench.log.path,
+            path=self.bench.environ.get("PATH"),
+        )
+        return answer(command, place, self.bench.masker.mask)
 
     def _heard(self, reply: Reply) -> None:
         """Do what the server answers to a heartbeat."""
         for secret in reply.secrets.values():
             self.bench.masker.add(secret)
+        self._debug.sent()
         command = reply.command
         if "tobekilled" in command or command == "badattemptnr":
             reason = PilotError(Code.PANDAKILL, f"the server answered {command!r}")
             self.stop.request(reason, math.inf)  # the payload has its grace; the slot goes on
         elif command and command != self._last_command:
-            logger.warning("command of the server that this pilot does not carry out: %r", command)
+            self._obey(command)
         self._last_command = command
+
+    def _obey(self, command: str) -> None:
+        """Do what a new command of the server says (PILOT3 2.8)."""
+        if command == "nocleanup":
+            self._kept = True
+            (self.workdir / KEPT).touch()
+            logger.info("the job directory will be kept: %s", self.workdir)
+        elif command == "softkill":
+            told = self._payload.tell_end("the server said softkill") if self._payload else False
+            logger.info("softkill: %s", "told the payload" if told else "no signal is set for this payload")
+        elif not self._debug.told(command):
+            logger.warning("command of the server that this pilot does not carry out: %r", command[:200])
 
 
 async def _beside(work: Awaitable[None]) -> None:
@@ -393,9 +446,6 @@ def _refuse_missing_features(job: Job, container: bool) -> None:
     """Better no result than a wrong one: a job that needs what this pilot cannot do yet is not run without it."""
     wishes = {
         "a container (container_name, cmtConfig)": container,
-        "a preprocess": job.preprocess,
-        "a postprocess": job.postprocess,
-        "a coprocess": job.coprocess,
         "event service (eventService)": job.event_service or job.event_service_merge,
     }
     missing = [wish for wish, wanted in wishes.items() if wanted]

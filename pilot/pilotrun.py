@@ -176,8 +176,10 @@ class PilotRun:
                 resource_types=await self._resource_types(server, stop) if settings.kill_for_memory else None,
             )
             log.end_header()
+            end = await stop.guard(in_thread(batch_end, place.environ))
+            seat = replace(self._seat(info, place), batch_end=end)
             try:
-                await self._work(bench, Slot(bench, self._seat(info, place), stop, self._started), place, stop)
+                await self._work(bench, Slot(bench, seat, stop, self._started), place, stop)
             finally:
                 bench.nest.close()
                 if bench.tracing:

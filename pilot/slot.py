@@ -15,9 +15,12 @@ from pilot.job import Job
 from pilot.jobdef import job_identity, parse_job
 from pilot.jobfields import Fields
 from pilot.jobrun import JobRun
+from pilot.nodechecks import busy, check_cvmfs, space_limit
 from pilot.outcome import Outcome, internal_error
 from pilot.server.report import JobRequest, RawJob
+from pilot.slotend import NO_END, BatchEnd, SlotEnd
 from pilot.stop import Deadline, Stop
+from pilot.watch.walltime import slot_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ class Seat:
 
     request: JobRequest
     ids_file: Path | None = None
+    batch_end: BatchEnd = NO_END
 
 
 class Slot:
@@ -54,7 +58,11 @@ class Slot:
         self._seat = seat
         self._stop = stop
         self._started = started
-        self._end = Deadline(self._lifetime() - (time.monotonic() - started))
+        self._batch_end = Deadline(seat.batch_end.time - time.time())
+        self._batch_margin = min(_END_MARGIN, self._batch_end.remaining / 10)
+        lifetime = self._lifetime() - (time.monotonic() - started)
+        self._end = Deadline(min(lifetime, self._batch_end.remaining))
+        self._task: int | None = None
         self._silence: ServerError | None = None
         self._done = 0
         self._lost: list[int] = []
@@ -92,18 +100,19 @@ class Slot:
             logger.info("the time floor of %.0f s has passed: no further job", floor)
             return False
         if self._end.remaining <= _END_MARGIN:
-            logger.info("%.0f s are left of the lifetime: no further job", self._end.remaining)
+            logger.info("%.0f s are left of the slot: no further job", self._end.remaining)
             return False
         logger.info("ready for new job")
         return True
 
     def _lifetime(self) -> float:
         """Seconds a pilot may live here: the queue's maxtime if it has one, else its own setting."""
-        return self._bench.info.queue.maxtime or self._bench.settings.lifetime
+        return slot_seconds(self._bench.info.queue, self._bench.settings.lifetime)[0]
 
     async def _acquire(self) -> RawJob | None:
         """Ask until there is a job, at most as often as the settings say; every wait ends at once on a stop."""
         settings = self._bench.settings
+        await self._check_software()
         tries = max(1, min(settings.getjob_requests, settings.getjob_failures)) if settings.update_server else 1
         for attempt in range(tries):
             free = self._check_space()
@@ -130,8 +139,12 @@ class Slot:
 
     async def _ask(self, free: int) -> list[RawJob]:
         """One request. A job that arrives while we are told to stop is taken, since the server counts it as ours."""
-        space = min(free, self._bench.info.queue.maxwdir or free)
-        asking = asyncio.ensure_future(self._bench.server.acquire(replace(self._seat.request, disk=space)))
+        if reason := self._busy():
+            logger.info("no job is asked for: %s", reason)
+            return []
+        space = min(free, self._bench.info.queue.maxwdir or free, space_limit(self._bench.environ) or free)
+        request = replace(self._seat.request, disk=space, task_id=self._task)
+        asking = asyncio.ensure_future(self._bench.server.acquire(request))
         stopped = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait({asking, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not asking.done():
@@ -141,6 +154,18 @@ class Slot:
             asking.cancel()
             return []
         return asking.result()
+
+    def _busy(self) -> str:
+        settings = self._bench.settings
+        return busy(settings.load_factor) if settings.enable_delay_to_get_job else ""
+
+    async def _check_software(self) -> None:
+        """Raise CVMFSISNOTALIVE if the experiment's software is not there; nobody else's jobs need it."""
+        bench = self._bench
+        wanted = bench.settings.cvmfs and bench.info.queue.is_cvmfs and not bench.environ.get("NO_CVMFS_OK")
+        if wanted and bench.experiment.cvmfs_paths:
+            base = bench.settings.cvmfs_base
+            await self._stop.guard(check_cvmfs(base, bench.experiment.cvmfs_paths))
 
     def _check_space(self) -> int:
         """Free MB; raises NOLOCALSPACE if there is not enough for another job."""
@@ -174,6 +199,8 @@ class Slot:
             log_start=log_start,
         )
         self._count(await run.run())
+        if self._bench.settings.allow_same_user:
+            self._task = job.task_id or self._task
 
     def _parse(self, raw: RawJob) -> Job:
         Fields(raw).check_sizes()  # before it is looked through for secrets and put into the log
@@ -195,10 +222,15 @@ class Slot:
         if not outcome.reported:
             self._lost.append(outcome.job.job_id)
 
-    def _run_end(self) -> Deadline:
+    def _run_end(self) -> SlotEnd:
         """When a running job is stopped: the queue may allow it more time than it takes to begin another."""
-        extra = self._lifetime() * (self._bench.info.queue.walltime_grace - 1)
-        return Deadline(self._end.remaining + extra).less(min(_END_MARGIN, self._lifetime() / 10))
+        lifetime, what = slot_seconds(self._bench.info.queue, self._bench.settings.lifetime)
+        whole = lifetime * self._bench.info.queue.walltime_grace
+        left = whole - (time.monotonic() - self._started) - min(_END_MARGIN, lifetime / 10)
+        batch_left = self._batch_end.remaining - self._batch_margin
+        if batch_left < left:
+            left, what = batch_left, f"{self._seat.batch_end.what} is near"
+        return SlotEnd(max(0.0, left), what)
 
     def _note_id(self, job_id: int) -> None:
         """`pandaIDs.out`, one id a line, which wrappers read."""

@@ -14,12 +14,13 @@ from typing import Any
 from pilot import plugins
 from pilot.cgroup import Group, Nest, OwnGroup
 from pilot.download import fetch_url
-from pilot.errors import PilotError
+from pilot.errors import Code, PilotError
 from pilot.job import Job, Limits
 from pilot.processes import Processes, Spent
 from pilot.queuedata import Queue
 from pilot.server.report import Usage
-from pilot.settings import Settings
+from pilot.settings import Settings, SettingsError
+from pilot.slotend import SlotEnd
 from pilot.stop import Deadline, in_thread
 from pilot.watch.disk import FreeSpace, WorkdirSize, workdir_limit
 from pilot.watch.killfile import KillFile
@@ -32,6 +33,7 @@ from pilot.watch.oom import OutOfMemory
 from pilot.watch.outputs import OutputSize, StdoutSize
 from pilot.watch.processcount import ProcessCount
 from pilot.watch.shutdown import MachineShutdown
+from pilot.watch.softstop import SoftStop
 from pilot.watch.stacks import log_stacks
 from pilot.watch.timeline import FILES, Timeline
 from pilot.watch.walltime import Walltime, job_seconds, slot_seconds
@@ -75,6 +77,7 @@ class Guard:
 
     Attributes:
         prefix: of the command that starts the payload, so that it begins in its control group; may be empty.
+        soft_stop: tells the payload that its time is nearly over.
         out_of_memory: 1212 after `close`, if the kernel killed a process of the payload for want of memory.
     """
 
@@ -91,6 +94,8 @@ class Guard:
         self._meter = choose_meter(post.settings.meter, self._group, post.environ)
         self._members: Callable[[], list[int]] = list
         self._seen: set[int] = set()
+        self._left: Callable[[], float] = lambda: math.inf
+        self.soft_stop = self._make_soft_stop()
 
     def attach(self, pid: int, members: Callable[[], list[int]]) -> list[Look]:
         """The payload was started: what to look at while it runs."""
@@ -167,15 +172,29 @@ class Guard:
         ]
 
     def _clock(self) -> list[Look]:
+        """What ends the payload at some time; and what tells it so before the first of them does."""
         post, settings = self._post, self._post.settings
-        looks: list[Look] = [MachineShutdown(post.environ, partial(_fetch, settings.allow_http))]
+        shutdown = MachineShutdown(post.environ, partial(_fetch, settings.allow_http))
+        times: list[Walltime] = []
         if math.isfinite(post.slot_end.at):
-            looks.append(Walltime(post.slot_end, slot_seconds(post.queue, settings.lifetime)[1]))
+            known = post.slot_end.what if isinstance(post.slot_end, SlotEnd) else ""
+            times.append(Walltime(post.slot_end, known or slot_seconds(post.queue, settings.lifetime)[1]))
             seconds, what = job_seconds(post.job, post.queue, settings.lifetime)
-            looks.append(Walltime(Deadline(seconds - (time.monotonic() - post.started)), what))
+            times.append(Walltime(Deadline(seconds - (time.monotonic() - post.started)), what))
         if post.limits.walltime_s:
-            looks.append(Walltime(Deadline(post.limits.walltime_s), f"the job may run {post.limits.walltime_s} s"))
-        return looks
+            times.append(Walltime(Deadline(post.limits.walltime_s), f"the job may run {post.limits.walltime_s} s"))
+        self._left = lambda: min(shutdown.left, *(one.left for one in times), math.inf)
+        return [shutdown, *times, self.soft_stop]
+
+    def _make_soft_stop(self) -> SoftStop:
+        """With what the job itself or the queue chose, in this order."""
+        post = self._post
+        try:
+            settings = post.settings.with_queue(post.queue.params)
+        except SettingsError as error:  # those of the queue were checked: it is the job's
+            raise PilotError(Code.BADQUEUECONFIGURATION, str(error)) from error
+        name, lead = settings.soft_stop_signal, settings.soft_stop_lead
+        return SoftStop(name, lead, lambda: self._left(), lambda: self._members())
 
     def _behaviour(self) -> list[Look]:
         post, settings = self._post, self._post.settings

@@ -47,7 +47,7 @@ class Heartbeat:
         self._send = send
         self._heard = heard
         self._stop = stop
-        self._interval = interval
+        self._interval = self._usual = interval
         self._lost = lost
         self._pending: list[State] = []
         self._state = State.STARTING
@@ -61,6 +61,16 @@ class Heartbeat:
         self._pending.append(state)
         self._period = min(_YOUNG, self._interval)
         self._idle.clear()
+        self._wake.set()
+
+    def again(self) -> None:
+        """Tell the server as soon as possible what is new, in the same state."""
+        self.announce(self._pending[-1] if self._pending else self._state)
+
+    def hurry(self, interval: float | None) -> None:
+        """Beat at least every `interval` seconds from now on; None: as usual."""
+        self._interval = min(interval or self._usual, self._usual)
+        self._period = min(self._period, self._interval)
         self._wake.set()
 
     async def run(self) -> None:

@@ -1,4 +1,4 @@
-"""Look at when the machine will be shut down: `shutdowntime` of the machine and job features (HSF-TN-2016-02)."""
+"""Look at when machine and slot will be taken away, as machine and job features tell it (HSF-TN-2016-02)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from pilot.errors import Code, PilotError
 
 logger = logging.getLogger(__name__)
 
-#: Seconds before the shutdown by which a job is ended, so that it can still be reported (PILOT3 5.4).
+#: Seconds before a shutdown by which a job is ended, so that it can still be reported (PILOT3 5.4).
 MARGIN = 600.0
+
+#: The same before the slot's own end: as before that of the pilot's lifetime, and a tenth of a short slot at most.
+_SLOT_MARGIN = 180.0
 
 _PERIOD = 60.0
 
@@ -22,7 +25,7 @@ _KEYS = {"MACHINEFEATURES": "shutdowntime", "JOBFEATURES": "shutdowntime_job"}
 
 
 class MachineShutdown:
-    """REACHEDMAXTIME (1213) ten minutes before the machine goes down.
+    """REACHEDMAXTIME (1213) ten minutes before the machine goes down, three before the slot's wall time is over.
 
     A key that is missing, empty or no number says nothing: most nodes have none, and it may appear at any time.
 
@@ -34,28 +37,50 @@ class MachineShutdown:
     slow = True
 
     def __init__(self, environ: Mapping[str, str], fetch: Callable[[str], bytes]) -> None:
-        self._places = {place: key for name, key in _KEYS.items() if (place := environ.get(name, "").strip())}
+        self._places = {name: place for name in _KEYS if (place := environ.get(name, "").strip())}
         self._fetch = fetch
+        self._end = math.inf
+
+    @property
+    def left(self) -> float:
+        """Seconds until the job will be ended, as of the last look."""
+        return max(0.0, self._end - time.time())
 
     def look(self) -> float:
         """Every minute; never again on a node without features."""
         if not self._places:
             return math.inf
-        end = min(self._times(), default=math.inf)
-        left = end - MARGIN - time.time()
-        if left <= 0:
-            when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(end))
-            raise PilotError(Code.REACHEDMAXTIME, f"the machine will be shut down at {when} (shutdowntime)")
-        return max(1.0, min(_PERIOD, left))
+        self._end, text = min(self._ends(), default=(math.inf, ""))
+        if self._end <= time.time():
+            raise PilotError(Code.REACHEDMAXTIME, text)
+        return max(1.0, min(_PERIOD, self.left))
 
-    def _times(self) -> Iterator[float]:
-        for place, key in self._places.items():
-            try:
-                yield float(self._read(place, key))
-            except (OSError, ValueError, PilotError) as error:
-                logger.debug("no %s in %s: %s", key, place, error)
+    def _ends(self) -> Iterator[tuple[float, str]]:
+        """When the job has to be ended, and why."""
+        for name, key in _KEYS.items():
+            if (end := self._number(name, key)) is not None:
+                yield end - MARGIN, f"the machine will be shut down at {_utc(end)} (shutdowntime)"
+        limit, start = self._number("JOBFEATURES", "wall_limit_secs"), self._number("JOBFEATURES", "jobstart_secs")
+        if limit and start:
+            text = f"the slot ends at {_utc(start + limit)} (wall_limit_secs {limit:.0f} s)"
+            yield start + limit - min(_SLOT_MARGIN, limit / 10), text
+
+    def _number(self, name: str, key: str) -> float | None:
+        place = self._places.get(name)
+        if place is None:
+            return None
+        try:
+            value = float(self._read(place, key))
+        except (OSError, ValueError, PilotError) as error:
+            logger.debug("no %s in %s: %s", key, place, error)
+            return None
+        return value if math.isfinite(value) else None
 
     def _read(self, place: str, key: str) -> str:
         if "://" in place:
             return self._fetch(f"{place.rstrip('/')}/{key}").decode("ascii", "replace").strip()
         return (Path(place) / key).read_text().strip()
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

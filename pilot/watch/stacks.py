@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pilot.processes import children
@@ -28,11 +28,17 @@ def log_stacks(pids: Sequence[int], path: str | None = None) -> None:
         path: where to look for py-spy and gdb, `PATH` by default.
     """
     logger.warning("processes of the payload:\n%s", process_tree(pids))
+    for pid, tool, text in stacks(pids, path):
+        logger.warning("stack of pid %d (%s):\n%s", pid, tool, text)
+
+
+def stacks(pids: Sequence[int], path: str | None = None) -> Iterator[tuple[int, str, str]]:
+    """The youngest of some processes, each with the debugger that could look at it and what that has to say."""
     for pid in reversed(pids[-_PROCESSES:]):
         for command in _debuggers(pid, path):
             text = _output(command)
             if text:
-                logger.warning("stack of pid %d (%s):\n%s", pid, command[0].rpartition("/")[2], text[-_LIMIT:])
+                yield pid, command[0].rpartition("/")[2], text[-_LIMIT:]
                 break
 
 

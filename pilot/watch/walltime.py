@@ -25,6 +25,11 @@ class Walltime:
         self._deadline = deadline
         self._what = what
 
+    @property
+    def left(self) -> float:
+        """Seconds until then."""
+        return self._deadline.remaining
+
     def look(self) -> float:
         """One look now, and some at the end: waits are a little shorter than they should be."""
         if self._deadline.expired:

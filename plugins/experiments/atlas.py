@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 
 from pilot.errors import Code, JobDefinitionError, PilotError
 from pilot.job import Job
+from pilot.experiment import Service
 from pilot.matchers import row
+from pilot.queuedata import Queue
 from plugins.experiments._atlas_files import KEPT, REDUNDANT, WORKDIR
 from plugins.experiments.generic import Generic
 
@@ -42,6 +44,21 @@ _METRICS = (
 
 #: Warnings of a job report that the server gets; a report may have 100,000 of them.
 _WARNINGS = 25
+
+
+#: How the tools of ATLAS are set up on a node.
+_ALRB = (
+    "export ATLAS_LOCAL_ROOT_BASE=${ATLAS_LOCAL_ROOT_BASE:-/cvmfs/atlas.cern.ch/repo/ATLASLocalRootBase}; "
+    "source $ATLAS_LOCAL_ROOT_BASE/user/atlasLocalSetup.sh --quiet"
+)
+
+#: What `xcache start` says of the cache.
+_XCACHE = {
+    "ALRB_XCACHE_PROXY": r'ALRB_XCACHE_PROXY = "(.+)"',
+    "ALRB_XCACHE_PROXY_REMOTE": r'ALRB_XCACHE_PROXY_REMOTE = "(.+)"',
+    "ALRB_XCACHE_MYPROCESS": r"ALRB_XCACHE_MYPROCESS = (.+)",
+    "ALRB_XCACHE_LOG": r"Messages logs: +(.+)",
+}
 
 
 class Atlas(Generic):
@@ -109,6 +126,17 @@ class Atlas(Generic):
         if job.homepackage and "/" not in transformation:
             transformation = f"{job.homepackage}/{transformation}"
         return super().command(job, f"python3 {transformation}" if transformation.endswith(".py") else transformation)
+
+    def services(self, job: Job, queue: Queue) -> tuple[Service, ...]:
+        """The cache in front of XRootD doors, where the queue has `pilotXcache` in its catchall (PILOT3 5.3)."""
+        if "pilotXcache" not in queue.catchall:
+            return ()
+        place = f"{job.job_id}/xcache"
+        options = f"-d $PWD/{place} -C centos7 --disklow 4g --diskhigh 5g -b 4"
+        log = '[ -f "$ALRB_XCACHE_LOG" ] && cp "$ALRB_XCACHE_LOG" xcache-messages.log'
+        start = f"{_ALRB}; lsetup xcache; xcache list; xcache start {options}"
+        stop = f"{log}; {_ALRB}; lsetup xcache; xcache kill -p $ALRB_XCACHE_MYPROCESS"
+        return (Service(name="xcache", start=start, stop=stop, variables=_XCACHE, directory=str(job.job_id)),)
 
     def environment(self, job: Job) -> Mapping[str, str | None]:
         """What Frontier, Rucio, Athena, ROOT and make of a payload look at."""

@@ -254,7 +254,7 @@ class TestLater:
         assert load("-w", "generic", "--harvester-submit-mode", "PULL", "-r", "R", "-s", "S").warnings() == []
 
     def test_one_warning_names_all_that_waits(self, load):
-        settings = load("--subscribe-to-msgsvc", "--pod", "-w", "stager", PILOT_LOAD_FACTOR="3")
+        settings = load("--subscribe-to-msgsvc", "--pod", "-w", "stager", "--hpc-resource", "titan")
 
         assert len(settings.warnings()) == 1
         assert settings.warnings()[0].startswith("accepted, but not used yet: ")
@@ -262,21 +262,18 @@ class TestLater:
             "--subscribe-to-msgsvc (message broker)",
             "--pod (Kubernetes)",
             "--workflow (other workflows)",
-            "PILOT_LOAD_FACTOR (node checks)",
+            "--hpc-resource (other workflows)",
         }
 
     def test_switching_off_what_is_not_there_is_no_reason_to_warn(self, load):
         assert load("-t", "-b", "-y", "--use-rucio-traces", "False").later() == []
 
     def test_asking_for_what_is_the_default_but_not_there_is(self, load):
-        assert load("--use-rucio-traces", "True", "-u").later() == [
-            "--verifypayloadproxy (credential checks)",
-            "--use-rucio-traces (catalogue)",
-        ]
+        assert load("-u").later() == ["--verifypayloadproxy (credential checks)"]
 
-    def test_value_of_the_file_that_is_the_default_is_not(self, load):
-        assert load(ini="[Pilot]\nload_factor: 1.2\nmaximum_input_file_sizes: 14 GB").later() == []
-        assert load(ini="[Pilot]\nload_factor: 1.3").later() == ["PILOT_LOAD_FACTOR (node checks)"]
+    def test_value_that_is_the_default_is_not(self, load):
+        assert load("--es-executor-type", "generic").later() == []
+        assert load("--es-executor-type", "raythena").later() == ["--es-executor-type (event service)"]
 
 
 class TestTable:

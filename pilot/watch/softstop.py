@@ -1,0 +1,53 @@
+"""Look whether the payload should be told that its time is nearly over, so that it can save what it has."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from collections.abc import Callable
+
+from pilot.processes import send
+
+logger = logging.getLogger(__name__)
+
+_LONGEST, _SHORTEST = 60.0, 0.1
+
+
+class SoftStop:
+    """Sends a signal of the queue's or the job's choice to the payload, once; it ends nothing by itself.
+
+    Args:
+        name: of the signal, such as `USR1`; empty for none.
+        lead: seconds before the payload will be stopped.
+        left: tells how many seconds the payload has until that.
+        members: living processes of the payload.
+    """
+
+    slow = False
+
+    def __init__(self, name: str, lead: float, left: Callable[[], float], members: Callable[[], list[int]]) -> None:
+        self._signal = signal.Signals[f"SIG{name}"] if name else None
+        self._lead = lead
+        self._left = left
+        self._members = members
+
+    def look(self) -> float:
+        """When the time has come, and every minute, since a shutdown may be announced meanwhile."""
+        if self._signal is None:
+            return math.inf
+        left = self._left()
+        if left <= self._lead:
+            self.tell(f"{left:.0f} s are left")
+            return math.inf
+        return max(_SHORTEST, min(_LONGEST, left - self._lead))
+
+    def tell(self, why: str) -> bool:
+        """Send the signal now; False if there is none, or if it was sent before."""
+        signum, self._signal = self._signal, None
+        if signum is None:
+            return False
+        pids = self._members()
+        logger.info("%s: %s to %d processes of the payload", why, signum.name, len(pids))
+        send(pids, signum)
+        return True
