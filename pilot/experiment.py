@@ -118,6 +118,13 @@ class Experiment:
         """Services of the node that this job wants."""
         return ()
 
+    def inputs_ready(self, job: Job, workdir: Path) -> Job:
+        """The job as its payload gets it; files that the payload wants beside its inputs are written.
+
+        Inputs that the payload reads over the network have a `turl`.
+        """
+        return job
+
     def command(self, job: Job, transformation: str) -> str:
         """The payload's own shell text.
 

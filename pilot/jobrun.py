@@ -235,6 +235,7 @@ class JobRun:
     def _keep(self, result: StagingResult) -> None:
         """Note the files that arrived; raise for those that did not."""
         self.outcome.metrics |= result.metrics
+        self.outcome.story += map(self.bench.masker.mask, result.story)
         for staged in result.staged:
             done = FileOutcome(file=staged.file, url=staged.url, size=staged.size, checksums=staged.checksums)
             self.outcome.files.append(done)
@@ -252,7 +253,7 @@ class JobRun:
     async def _run_payload(self) -> None:
         scene = Scene(
             bench=self.bench,
-            job=self.job,
+            job=self.bench.experiment.inputs_ready(self.outcome.staged_job, self.workdir),
             queue=self._info.queue,
             workdir=self.workdir,
             stop=self.stop,
@@ -367,6 +368,7 @@ class JobRun:
     def _final(self) -> Report:
         mask = self.bench.masker.mask
         extract = mask(tail(self.workdir / "payload.stderr")) if self.outcome.error else ""
+        extract = "\n".join(filter(None, [extract, *self.outcome.story]))
         try:
             metadata = mask(self.bench.experiment.payload_metadata(self.workdir))
             return self._reporter.report(self.outcome.state, pilot_log=extract, metadata=metadata)

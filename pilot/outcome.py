@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pilot.causes import Fault
@@ -63,6 +63,7 @@ class Outcome:
         fault: whose the error is, where that is known better than by its code; see `blame`.
         files: inputs, outputs and log that were moved.
         timings: seconds per phase that was reached, and `total`.
+        story: what staging tried and why it failed, one line each.
         reported: True once the server took the final report.
         kept: its outputs are kept for a later run to deliver, so that the job is not over.
     """
@@ -78,6 +79,7 @@ class Outcome:
     timings: dict[str, float] = field(default_factory=dict)
     usage: Usage = field(default_factory=Usage)
     metrics: dict[str, str] = field(default_factory=dict)
+    story: list[str] = field(default_factory=list)
     reported: bool = False
     kept: bool = False
 
@@ -104,6 +106,12 @@ class Outcome:
         from pilot.causes import CAUSES
 
         return (self.fault or CAUSES[self.error.code].fault).value
+
+    @property
+    def staged_job(self) -> Job:
+        """The job with its inputs as they were staged: from where, and those that have no local copy."""
+        staged = {done.file.lfn: done.file for done in self.files if done.file.kind is Kind.INPUT}
+        return replace(self.job, inputs=tuple(staged.get(file.lfn, file) for file in self.job.inputs))
 
     def fail(self, error: PilotError) -> None:
         """Keep an error if it is the first."""

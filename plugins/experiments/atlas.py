@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pilot.errors import Code, JobDefinitionError, PilotError
-from pilot.job import Job
+from pilot.job import File, Job
 from pilot.experiment import Service
 from pilot.matchers import row
 from pilot.queuedata import Queue
+from plugins.experiments._atlas_catalogue import direct_options, with_guids, with_turls, write_pool_catalogue
 from plugins.experiments._atlas_files import KEPT, REDUNDANT, WORKDIR
 from plugins.experiments.generic import Generic
 
@@ -117,12 +118,23 @@ class Atlas(Generic):
         if job.release:
             raise PilotError(Code.NOTIMPLEMENTED, f"the job wants release {job.release} set up by asetup (swRelease)")
 
+    def inputs_ready(self, job: Job, workdir: Path) -> Job:
+        """PoolFileCatalog.xml, and TURLs in what a job of production reads."""
+        write_pool_catalogue(job, workdir)
+        return with_turls(job)
+
+    def outputs(self, job: Job, workdir: Path) -> tuple[File, ...]:
+        """With the GUIDs that a payload of production gave them."""
+        found = super().outputs(job, workdir)
+        return found if job.is_analysis else with_guids(found, super().payload_metadata(workdir), workdir)
+
     def command(self, job: Job, transformation: str) -> str:
         """A user's transformation is a program of the job directory; one of production is a command, or Python's."""
         if job.no_exec_str_conv and "asetup.sh" in job.parameters:  # the whole command, set-up and all
             return job.parameters
         if job.is_analysis:
-            return super().command(job, transformation) + _guids_option(job)
+            command = super().command(job, transformation)
+            return command + direct_options(job, command) + _guids_option(job)
         if job.homepackage and "/" not in transformation:
             transformation = f"{job.homepackage}/{transformation}"
         return super().command(job, f"python3 {transformation}" if transformation.endswith(".py") else transformation)

@@ -1,0 +1,128 @@
+"""What an ATLAS payload is told of its inputs, and what it tells of its outputs: PoolFileCatalog.xml, metadata.xml.
+
+The formats are Pilot 3's (PILOT3 4.7, 5.6). A payload that reads an input over the network finds its TURL in the
+catalogue; one of production has it in its parameters and lists of files, too (PILOT3 5.1).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pilot.errors import Code, PilotError
+from pilot.job import File, Job
+
+logger = logging.getLogger(__name__)
+
+CATALOGUE, METADATA = "PoolFileCatalog.xml", "metadata.xml"
+
+#: Bytes of metadata.xml that are read; a file takes about 1 kB in it.
+_LIMIT = 4 << 20
+
+#: TURLs that may stand in a command as they are: nothing in them means something to a shell.
+_PLAIN = re.compile(r"[\w.:/@%+=,~?-]+", re.ASCII)
+_GUID = re.compile(r"[0-9A-Fa-f]{8}(-?[0-9A-Fa-f]{4}){3}-?[0-9A-Fa-f]{12}")
+
+
+def pool_catalogue(inputs: Sequence[File]) -> str:
+    """The catalogue of inputs: GUID to TURL, or to LFN of what lies in the job directory."""
+    from xml.sax.saxutils import quoteattr
+
+    entries = {file.guid: file.turl or file.lfn for file in inputs}
+    files = "".join(
+        f"  <File ID={quoteattr(guid)}>\n    <physical>\n"
+        f'      <pfn filetype="ROOT_All" name={quoteattr(name)}/>\n'
+        "    </physical>\n    <logical/>\n  </File>\n"
+        for guid, name in entries.items()
+    )
+    head = '<?xml version="1.0" ?>\n<!DOCTYPE POOLFILECATALOG SYSTEM "InMemory">\n'
+    return f"{head}<POOLFILECATALOG>\n{files}</POOLFILECATALOG>\n"
+
+
+def write_pool_catalogue(job: Job, workdir: Path) -> None:
+    """Write it, if the job has inputs.
+
+    Raises:
+        PilotError: FILEHANDLINGFAILURE.
+    """
+    if not job.inputs:
+        return
+    try:
+        with open(workdir / CATALOGUE, "x", encoding="utf-8") as file:
+            file.write(pool_catalogue(job.inputs))
+    except OSError as error:
+        raise PilotError(Code.FILEHANDLINGFAILURE, f"{CATALOGUE}: {error.strerror}") from error
+
+
+def with_turls(job: Job) -> Job:
+    """A job of production whose parameters and lists of files name the TURLs of inputs that have no local copy."""
+    turls = {file.lfn: file.turl for file in job.inputs if file.turl}
+    if not turls or job.is_analysis or job.is_build:
+        return job
+    for lfn, turl in turls.items():
+        if not _PLAIN.fullmatch(turl):
+            raise PilotError(Code.SETUPFAILURE, f"the TURL of {lfn} cannot stand in a command: {turl!r}")
+    names = re.compile(rf"(?<![\w./:-])(?:{'|'.join(map(re.escape, sorted(turls, key=len, reverse=True)))})(?![\w.-])")
+    return replace(
+        job,
+        parameters=names.sub(lambda found: turls[found[0]], job.parameters),
+        write_to_file={
+            name: tuple(turls.get(line.rpartition("/")[2], line) for line in lines)
+            for name, lines in job.write_to_file.items()
+        },
+    )
+
+
+def direct_options(job: Job, command: str) -> str:
+    """What a user's transformation must be told when inputs have no local copy, as far as it is not told yet."""
+    if not any(file.turl for file in job.inputs):
+        return ""
+    return "".join(f" {option}" for option in ("--usePFCTurl", "--directIn") if option not in command)
+
+
+def with_guids(outputs: Sequence[File], report: str, workdir: Path) -> tuple[File, ...]:
+    """Outputs with the GUIDs that the payload gave them: in its job report, else in metadata.xml."""
+    guids = _guids_of_report(report) or {lfn: facts["guid"] for lfn, facts in read_metadata(workdir).items()}
+    known = {lfn: guid for lfn, guid in guids.items() if _GUID.fullmatch(guid)}
+    return tuple(replace(file, guid=known.get(file.lfn, file.guid)) for file in outputs)
+
+
+def read_metadata(workdir: Path) -> Mapping[str, Mapping[str, str]]:
+    """What metadata.xml says: LFN to names and values such as `events`, and the `guid`; empty if there is no such file.
+
+    A payload can write what it likes there: entities, which can make gigabytes of a few bytes, are refused.
+    """
+    from xml.etree import ElementTree
+
+    try:
+        with open(workdir / METADATA, "rb") as file:
+            text = file.read(_LIMIT + 1)
+        if len(text) > _LIMIT or b"<!ENTITY" in text or b"\0" in text:  # UTF-16 could hide them
+            raise ValueError("too large, or with entities")
+        top = ElementTree.fromstring(text)  # noqa: S314 - what makes XML dangerous is refused
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
+        logger.warning("%s is passed over: %s", METADATA, error)
+        return {}
+    found = {}
+    for entry in top.iter("File"):
+        facts = {one.get("att_name", ""): one.get("att_value", "") for one in entry.iter("metadata")}
+        for lfn in entry.iter("lfn"):
+            found[lfn.get("name", "")] = {**facts, "guid": entry.get("ID", "")}
+    return found
+
+
+def _guids_of_report(report: str) -> dict[str, str]:
+    """LFN to GUID in a job report; empty if there is none, or if it is no such report."""
+    try:
+        content: Any = json.loads(report)
+        files = [sub for entry in content["files"]["output"] for sub in entry.get("subFiles", ())]
+        return {str(file["name"]): str(file["file_guid"]) for file in files}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
