@@ -213,7 +213,7 @@ class LogShip:
         """A reader learns in the stream itself that lines are missing, and who reads the pilot's log, too."""
         lost = sum(feed.lost for feed in self._feeds) + self.over_rate
         if lost > self._told_lost and time.monotonic() - self._told_at >= _TELL:
-            text = f"{lost - self._told_lost} lines were lost or kept back before this one"
+            text = f"{lost - self._told_lost} lines were lost or kept back before this one, {lost} in all"
             if not self._told_lost:
                 logger.warning("live log: %s", text)
             self._put("pilot", 0, f"WARNING {text}")

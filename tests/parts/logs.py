@@ -22,20 +22,18 @@ from pilot.stop import Deadline
 class Receiver:
     """A server in a thread. `lines` is what it took; `plan` holds what to do instead, one a request.
 
-    A plan is a status to answer, `reset`, or seconds to hang.
+    A plan is a status to answer, a status with a `Retry-After`, `reset`, or seconds to hang.
     """
 
     def __init__(self, port: int = 0, *, login: str = "", tls: Any = None) -> None:
         self.lines: list[dict[str, Any]] = []
-        self.plan: list[int | float | str] = []
-        self.requests = 0
+        self.plan: list[int | tuple[int, str] | float | str] = []
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                receiver.requests += 1
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 step = receiver.plan.pop(0) if receiver.plan else None
                 if step == "reset":
@@ -47,10 +45,14 @@ class Receiver:
                     step = None
                 if login and self.headers.get("Authorization") != login:
                     step = 401
-                self.answer(step or receiver.take(self.path, dict(self.headers), body))
+                if not step:
+                    step = receiver.take(self.path, dict(self.headers), body)
+                self.answer(*step if isinstance(step, tuple) else (step,))
 
-            def answer(self, status: int) -> None:
+            def answer(self, status: Any, after: str = "") -> None:
                 self.send_response(status)
+                if after:
+                    self.send_header("Retry-After", after)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.parts import debian, free_port, listens, program, stop, wait_until
 
 MODULES = "/usr/lib/x86_64-linux-gnu/rsyslog/omelasticsearch.so"
-#: `useRawMsg`: a line of JSON has no syslog header to take off. What is no JSON goes nowhere: no document, no false count.
+#: `useRawMsg`: a line of JSON has no syslog header to take off. What is no JSON goes nowhere.
 _CONFIGURATION = """
 global(workDirectory="{folder}" maxMessageSize="256k")
 module(load="imtcp")
@@ -18,8 +18,8 @@ template(name="event" type="list") {{ property(name="$!all-json") }}
 ruleset(name="events" queue.type="LinkedList" queue.dequeueBatchSize="500") {{
   action(type="mmjsonparse" cookie="" useRawMsg="on")
   if $parsesuccess == "OK" then {{
-    action(type="omelasticsearch" server="{server}" template="event" searchIndex="{index}" searchType="" esVersion.major="8"
-           bulkmode="on" action.resumeRetryCount="-1" errorFile="{folder}/errors.json")
+    action(type="omelasticsearch" server="{server}" template="event" searchIndex="{index}" searchType=""
+           esVersion.major="8" bulkmode="on" action.resumeRetryCount="-1" errorFile="{folder}/errors.json")
   }}
 }}
 input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="events")

@@ -142,20 +142,43 @@ def test_labels_of_loki_are_few_and_can_be_chosen():
         server.close()
 
 
-def test_logstash_gets_the_login_of_the_job():
-    server = LogstashServer(login="Basic " + base64.b64encode(b"me:s3cret-password").decode())
-    server.kind = "logstash-http"
-    secrets = {"logstash_login": Secret("me"), "logstash_password": Secret("s3cret-password")}
+@pytest.mark.parametrize("kind", [LokiServer, LogstashServer])
+def test_one_that_throttles_says_for_how_long(kind):
+    server = kind()
+    server.kind = "loki" if kind is LokiServer else "logstash-http"
+    server.plan = [(429, "7"), (429, "Sun, 22 Nov 2026 08:00:00 GMT"), 503]
+    made = sink(address(server))
     try:
-        sink(address(server), secrets=secrets).send(records("x"))
-        with pytest.raises(SinkError, match="401"):
-            sink(address(server)).send(records("x"))
+        for after in (7, 0, 0):
+            with pytest.raises(SinkError) as caught:
+                made.send(records("x"))
+            assert (caught.value.retry, caught.value.after) == (True, after)
+    finally:
+        made.close()
+        server.close()
+
+
+@pytest.mark.parametrize("kind", [LokiServer, LogstashServer])
+def test_the_login_of_the_job_is_given_and_a_wrong_one_is_tried_again(kind):
+    server = kind(login="Basic " + base64.b64encode(b"me:s3cret-password").decode())
+    server.kind = name = "loki" if kind is LokiServer else "logstash-http"
+    name = name.partition("-")[0]
+    try:
+        for password in ("s3cret-password", "wrong-password"):
+            made = sink(address(server), secrets={f"{name}_login": Secret("me"), f"{name}_password": Secret(password)})
+            if password == "wrong-password":
+                with pytest.raises(SinkError, match="401") as caught:
+                    made.send(records("y"))
+                assert caught.value.retry
+                assert password not in str(caught.value)
+            else:
+                made.send(records("x"))
         assert messages(server) == ["x"]
     finally:
         server.close()
 
 
-@pytest.mark.parametrize("kind", [LogstashServer, LineServer])
+@pytest.mark.parametrize("kind", [LokiServer, LogstashServer, LineServer])
 def test_tls_is_verified(kind, tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
@@ -164,8 +187,8 @@ def test_tls_is_verified(kind, tmp_path):
     served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     served.load_cert_chain(certificate, key)
     server = kind(tls=served)
-    scheme = "https" if kind is LogstashServer else "tls"
-    url = f"logstash;{scheme}://localhost:{server.port}"
+    scheme = {LokiServer: "loki;https", LogstashServer: "logstash;https", LineServer: "logstash;tls"}[kind]
+    url = f"{scheme}://localhost:{server.port}"
     try:
         with pytest.raises(SinkError, match=r"(?i)certificate"):
             sink(url, tls=ssl.create_default_context).send(records("x"))

@@ -94,7 +94,7 @@ def test_the_first_line_is_there_within_a_second(tmp_path):
     written = []
 
     async def write():
-        await asyncio.sleep(1.2)  # quiet at first: the slow rhythm
+        await asyncio.sleep(1.5)  # quiet at first: the kernel is asked to tell
         path.write_text("first\n")
         written.append(time.time())
         while not sink.got:
@@ -122,6 +122,79 @@ def test_a_sink_in_trouble_gets_everything_once_and_in_order_when_it_is_back(tmp
     asyncio.run(asyncio.wait_for(run(log, write), 20))
     assert texts(sink) == [str(number) for number in range(1000)]
     assert log.losses() == {}
+
+
+def test_a_sink_that_asks_for_time_gets_it(tmp_path):
+    sink = Memory(SinkError("429", after=1.3))
+    log = ship(tmp_path, sink)
+    path = tmp_path / "log"
+    path.write_text("x\n")
+    log.follow(path)
+    began = time.time()
+
+    async def write():
+        while not sink.got:
+            await asyncio.sleep(0.05)
+
+    asyncio.run(asyncio.wait_for(run(log, write), 10))
+    assert sink.times[0] - began >= 1.3
+    assert sink.calls == 2
+
+
+def test_what_neither_memory_nor_disk_can_hold_is_counted_and_said_in_stream_and_log(
+    tmp_path, caplog
+):
+    sink = Memory(*[SinkError("503")] * 3)
+    log = ship(tmp_path, sink, spool_limit=1 << 20)
+    path = tmp_path / "log"
+    log.follow(path)
+
+    async def write():
+        with open(path, "w") as file:
+            for number in range(20_000):
+                file.write(f"{number} {'x' * 200}\n")
+        while not sink.got or len(sink.got) + log.losses().get("memory", 0) < 20_000:
+            await asyncio.sleep(0.05)
+
+    asyncio.run(asyncio.wait_for(run(log, write), 20))
+    lost = log.losses()["memory"]
+    lines = [text for text in texts(sink) if "xxx" in text]
+    told = [int(text.split()[-3]) for text in texts(sink) if "lines were lost or kept back" in text]
+    assert 20_000 <= len(lines) + lost <= 20_002  # what tells of losses can be lost, too
+    assert lines[-1].startswith("19999 ")
+    assert told[-1] == lost
+    assert "lines were lost or kept back" in caplog.text
+    spool = tmp_path / "spool" / "0-memory"
+    assert not spool.exists() or list(spool.iterdir()) == []
+
+
+def test_a_file_that_is_named_while_it_runs_is_followed_unless_it_leads_out(tmp_path):
+    sink = Memory()
+    log = ship(tmp_path / "job", sink)
+    (tmp_path / "job").mkdir()
+    (tmp_path / "secret").write_text("not ours\n")
+
+    async def write():
+        await asyncio.sleep(1.5)  # nothing to follow, so nothing is looked at
+        (tmp_path / "job" / "my.log").write_text("hello\n")
+        assert log.follow_name("my.log")
+        assert not log.follow_name("../secret")
+        assert not log.follow_name(str(tmp_path / "secret"))
+        began = time.monotonic()
+        while not sink.got:
+            await asyncio.sleep(0.02)
+        assert time.monotonic() - began < 1
+
+    asyncio.run(asyncio.wait_for(run(log, write), 10))
+    assert texts(sink) == ["hello"]
+
+
+def test_the_rhythm_of_looks_does_without_the_kernels_notice(tmp_path, monkeypatch):
+    def none(self):
+        raise OSError(24, "too many")
+
+    monkeypatch.setattr("pilot.logship.notice.Notice.__init__", none)
+    test_the_first_line_is_there_within_a_second(tmp_path)
 
 
 def test_a_batch_that_is_refused_for_good_is_counted_and_said(tmp_path):
