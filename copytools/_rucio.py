@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -52,7 +53,7 @@ class RucioProgram:
         environ: the pilot's environment: it says where that is, and has the credentials.
         options: of the queue; `setup` as for `SitePrograms`: then Rucio comes from there, with its `python3`.
         allow_http: without TLS to others than ourselves.
-        scratch: a private directory to keep tokens in; none: one is made, and removed at the end.
+        scratch: where to make a directory for tokens; none: where temporary files are.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class RucioProgram:
         self._allow_http = allow_http
         self._site = SitePrograms(options or {}, {**environ, **xrootd_settings()})
         self._scratch = scratch
+        self._made: Path | None = None
+        self._lock = threading.Lock()
         self._text = ""
 
     def unavailable(self) -> str | None:
@@ -101,12 +104,12 @@ class RucioProgram:
         return answer["result"]
 
     def _directory(self) -> Path:
-        if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix="pilot-rucio-"))  # 0700
-            weakref.finalize(self, shutil.rmtree, self._scratch, True)
-        elif not self._scratch.is_dir():
-            self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return self._scratch
+        """A directory of our own (0700) for tokens and requests, removed at the end."""
+        with self._lock:
+            if self._made is None:
+                self._made = Path(tempfile.mkdtemp(prefix="pilot-rucio-", dir=self._scratch))
+                weakref.finalize(self, shutil.rmtree, self._made, True)
+            return self._made
 
     def _program(self) -> str:
         if not self._text:

@@ -274,6 +274,10 @@ class Settings:
     use_rucio_traces: bool = opt(True, "send a trace for each transfer", "--use-rucio-traces")
     catalogue: str = opt("", "where replicas are asked for and outputs registered: rucio; none: nowhere", "--catalogue",
                          ini="Pilot.catalogue", kind=LOWER, queue="pilot_catalogue", new=True)
+    register: bool = opt(False, "register outputs in the catalogue; otherwise the PanDA server does that", "--register",
+                         ini="Pilot.register", sets=True, queue="pilot_register", new=True)
+    catalogue_close: bool = opt(False, "close the datasets that outputs were registered in", new=True,
+                                ini="Pilot.catalogue_close", queue="pilot_catalogue_close")
     rucio_host: str = opt("", "Rucio server", "--rucio-host", ini="Rucio.host", kind=URL)
     rucio_traces_url: str = opt("", "where traces go; none: they are not sent", ini="Rucio.url", kind=URL,
                                 queue="pilot_rucio_traces_url")
@@ -299,6 +303,16 @@ class Settings:
                      ini="Pilot.hooks", kind=FOLDER, queue="pilot_hooks", new=True)
     hook_timeout: float = opt(60.0, "longest time of one of them", ini="Pilot.hook_timeout",
                               queue="pilot_hook_timeout", new=True)
+    container_setup: str = opt("auto", "how apptainer is started: alrb, ATLAS' wrapper; direct; auto: alrb where it is",
+                               "--container-setup", ini="Container.setup_type", new=True,
+                               kind=one_of("auto", "alrb", "direct"))
+    container_options: str = opt("", "options of the container runtime when the queue gives none",
+                                 ini="Container.options", new=True)
+    container_program: str = opt("", "the container runtime's program; none: the first in PATH", "--container-program",
+                                 ini="Container.program", kind=FILE, new=True)
+    container_gpu: str = opt("auto", "whether containers get the GPUs: on, off; auto: as queue and job say",
+                             "--container-gpu", ini="Container.gpu", queue="pilot_container_gpu", new=True,
+                             kind=one_of("auto", "on", "off"))
     redirectstdout: str = opt("", "file for the pilot's stdout", "--redirect-stdout", kind=FILE)
     pod: bool = opt(False, "the pilot runs in a Kubernetes pod", "--pod", sets=True, later="Kubernetes")
     workflow: str = opt("generic", "what kind of pilot to be", "-w --workflow", kind=_WORKFLOW, later="other workflows")

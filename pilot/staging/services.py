@@ -39,7 +39,7 @@ def make_catalogue(settings: Settings, environ: Mapping[str, str], scratch: Path
     return found(
         CatalogueContext(
             host=settings.rucio_host,
-            settings={"allow_http": settings.allow_http},
+            settings={"allow_http": settings.allow_http, "catalogue_close": settings.catalogue_close},
             environ=environ,
             scratch=scratch,
         )

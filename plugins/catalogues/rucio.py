@@ -30,7 +30,7 @@ class Rucio(Catalogue):
     """A Rucio server: `rucio_host`, else the one of Rucio's own configuration.
 
     Credentials are those of `rucio.cfg` and of the environment (`RUCIO_AUTH_TYPE`, `RUCIO_ACCOUNT`, `X509_USER_PROXY`,
-    `BEARER_TOKEN_FILE`...). Tokens are kept in the pilot's scratch directory, never in the shared `/tmp`.
+    `BEARER_TOKEN_FILE`...). Tokens are kept in a directory of the pilot's own, and removed with it.
     """
 
     name = "rucio"
@@ -42,7 +42,7 @@ class Rucio(Catalogue):
             context.host,
             context.environ,
             allow_http=allows_http(context.settings),
-            scratch=context.scratch / "rucio",
+            scratch=context.scratch,
         )
 
     def replicas(

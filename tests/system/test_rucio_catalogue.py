@@ -96,15 +96,18 @@ class TestReplicas:
         files = [File(lfn=name(), kind=Kind.INPUT, scope="cat")]
         one = catalogue()
         one.replicas(files, handle())
-        (token,) = (tmp_path / "rucio").rglob("auth_token_*")
+        (folder,) = tmp_path.glob("pilot-rucio-*")
+        (token,) = folder.rglob("auth_token_*")
         before = token.read_text()
         assert stat.S_IMODE(token.stat().st_mode) == 0o600
-        assert stat.S_IMODE((tmp_path / "rucio").stat().st_mode) == 0o700
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         one.replicas(files, handle())
         assert token.read_text() == before
         token.write_text("stale")
         one.replicas(files, handle())
         assert token.read_text() not in ("stale", before)
+        del one
+        assert not folder.exists(), "a token is left"
 
 
 class TestRegister:
