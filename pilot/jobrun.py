@@ -36,6 +36,7 @@ from pilot.outcome import FileOutcome, Outcome, Stopwatch, internal_error
 from pilot.outputs import Outputs
 from pilot.payload.process import tail
 from pilot.payloadrun import PayloadRun, Scene
+from pilot.plainlog import send_plain_log
 from pilot.removal import remove_tree
 from pilot.server.report import Reply, Report, State
 from pilot.staging.result import StagingResult
@@ -293,7 +294,15 @@ class JobRun:
         self._revive_workdir()
         async with self._time_box(LOG_TIMEOUT) as box:
             await box.guard(in_thread(self._pack, log, box))
-            self._keep(await self.bench.engine(self._info, self.job).stage_out([log], self.workdir, box))
+            self._keep(await self._take_log(log, box))
+
+    async def _take_log(self, log: File, box: Stop) -> StagingResult:
+        """As an archive, or file by file where the storage shows logs to people."""
+        plain = await send_plain_log(self.bench, self._info, self.job, self.workdir, self._log_start, box)
+        if plain is None:
+            return await self.bench.engine(self._info, self.job).stage_out([log], self.workdir, box)
+        self._reporter.gtag = plain.url
+        return plain.result
 
     def _revive_workdir(self) -> None:
         """A payload that removed its directory, or took our rights on it away, leaves a log with the pilot's part."""
