@@ -1,10 +1,13 @@
 """A job's log can be read while it runs: every line, from stage-in to the last, also of one that is stopped."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +22,7 @@ def server():
         yield server
 
 
-def start(server, top, text, *options, catchall="mv_final_destination"):
+def start(server, top, text, *options, catchall="mv_final_destination", **fields):
     """A pilot for one job with this payload; returns its process and the job's id."""
     (top / "queue.json").write_text(json.dumps(queue_record() | {"catchall": catchall, "timefloor": 0}))
     (top / "storage.json").write_text(json.dumps({ENDPOINT: storage_record(top / "storage")}))
@@ -34,6 +37,7 @@ def start(server, top, text, *options, catchall="mv_final_destination"):
             "ddmEndPointOut": ENDPOINT,
             "taskID": 77,
             "secrets": json.dumps({"key": "very-secret-value"}),
+            **fields,
         }
     )
     argv = [sys.executable, "-m", "pilot.cli.main", "run", "-q", QUEUE, "-j", "managed", "--pilot-user", "generic"]
@@ -109,3 +113,52 @@ def test_a_sink_that_is_not_there_costs_a_warning_and_no_job(server, tmp_path):
     assert server.wait([job])[job] == "finished"
     assert "no live log" in (tmp_path / "batch.log").read_text()
     assert time.monotonic() - began < 20
+
+
+def test_lines_over_the_rate_are_counted_in_the_stream_the_pilots_log_and_the_metrics(server, tmp_path):
+    target = tmp_path / "live.jsonl"
+    to = ("--use-realtime-logging", f"--realtime-logging-server=file;{target}", "--realtime-rate", "20")
+    pilot, job = start(server, tmp_path, "seq 1 3000", *to)
+    assert pilot.wait(30) == 0
+    (lost,) = map(int, re.findall(r"logLinesLost=(\d+)", json.dumps(server.job(job)["fields"])))
+    sent = messages(target, "payload.stdout")
+    assert sent == [str(number) for number in range(1, len(sent) + 1)]
+    assert 100 < len(sent) < 300
+    assert lost >= 3000 - len(sent)
+    assert messages(target, "pilot")[-1].endswith(f"{lost} in all")
+    assert "lines were lost or kept back" in (tmp_path / "batch.log").read_text()
+
+
+def test_what_a_payload_names_in_time_is_masked_in_its_live_log_its_error_and_its_archive(server, tmp_path):
+    target = tmp_path / "live.jsonl"
+    text = "T=my-own; T=$T-t0ken; echo begun; sleep 0.7; echo $T > $PILOT_MASK_FILE"
+    text += "; echo ERROR: $T is no good | tee /dev/fd/2"
+    text += "; echo bXktb3duLXQwa2Vu; exit 3"
+    to = ("--use-realtime-logging", f"--realtime-logging-server=file;{target}")
+    pilot, job = start(server, tmp_path, text, *to)
+    assert pilot.wait(30) == 0
+    assert messages(target, "payload.stdout") == ["begun", "ERROR: *** is no good", "***"]
+    (archive,) = (tmp_path / "storage").rglob("log.tgz*")
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+        kept = [tar.extractfile(member).read() for member in tar.getmembers() if member.isfile()]
+    assert "pilot_masks.txt" not in {Path(name).name for name in names}
+    logs = target.read_bytes(), (tmp_path / "batch.log").read_bytes()
+    for shown in (*kept, *logs, json.dumps(server.job(job)).encode()):
+        assert b"my-own-t0ken" not in shown
+
+
+def test_a_job_in_debug_mode_has_its_log_and_the_file_it_names(server, tmp_path):
+    target = tmp_path / "live.jsonl"
+    to = (f"--realtime-logging-server=file;{target}",)
+    pilot, _ = start(server, tmp_path, "echo out; echo inside > my.log", *to, debug="True", debug_command="tail my.log")
+    assert pilot.wait(30) == 0
+    assert messages(target, "my.log") == ["inside"]
+    assert messages(target, "payload.stdout") == ["out"]
+
+
+def test_nothing_is_sent_that_nobody_asked_for(server, tmp_path):
+    target = tmp_path / "live.jsonl"
+    pilot, _ = start(server, tmp_path, "echo out", f"--realtime-logging-server=file;{target}")
+    assert pilot.wait(30) == 0
+    assert not target.exists()
