@@ -37,6 +37,7 @@ from pilot.outputs import Outputs
 from pilot.payload.process import tail
 from pilot.payloadrun import PayloadRun, Scene
 from pilot.plainlog import send_plain_log
+from pilot.registering import Registrar, wants_registration
 from pilot.removal import remove_tree
 from pilot.server.report import Reply, Report, State
 from pilot.staging.result import StagingResult
@@ -90,6 +91,7 @@ class JobRun:
         self._journal: Journal | None = None
         self._payload: PayloadRun | None = None
         self._outputs: Outputs | None = None
+        self._registrar: Registrar | None = None
         self._ship: LogShip | None = None
         self._last_command = ""
         self._kept = False
@@ -160,6 +162,8 @@ class JobRun:
         _refuse_own_names(self.job)
         self._info = self.bench.info.overlaid(self.job.queue_overrides, self.job.storage_overrides)
         _refuse_missing_features(self.job, self.bench.experiment.needs_container(self.job, self._info.queue))
+        if wants_registration(self.bench.settings, self._info.queue):
+            self._registrar = Registrar(self.bench.catalogue, self.bench.processes, self._note)
         self._start_ship()
         self.bench.experiment.verify(self.job)
         await self._around.begin(self._info.queue)
@@ -284,6 +288,12 @@ class JobRun:
         self._enter("stageout")
         if self._outputs:
             self._keep(await self._outputs.stage_out(self._final))
+        await self._register(Kind.OUTPUT, self.stop)
+
+    async def _register(self, kind: Kind, stop: Stop) -> None:
+        """Let the catalogue know what is stored, where the PanDA server does not."""
+        if self._registrar:
+            await self._registrar.register([one for one in self.outcome.files if one.file.kind is kind], stop)
 
     async def _keep_log(self) -> None:
         """Pack the job directory and take it out, in the time that is left."""
@@ -295,6 +305,7 @@ class JobRun:
         async with self._time_box(LOG_TIMEOUT) as box:
             await box.guard(in_thread(self._pack, log, box))
             self._keep(await self._take_log(log, box))
+            await self._register(Kind.LOG, box)
 
     async def _take_log(self, log: File, box: Stop) -> StagingResult:
         """As an archive, or file by file where the storage shows logs to people."""

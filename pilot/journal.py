@@ -11,6 +11,7 @@ is written before it begins and a fact once it is true; who finds the directory 
 | stagein, setup, payload, stageout, log | | the phase begins |
 | moved | kind, lfn, guid, size, adler32, md5, url, endpoint | an input has arrived, an output or the log is stored |
 | removed | kind, lfn | an output that was stored had to be removed from there |
+| registered, unregistered | lfns | the catalogue knows these outputs, or does not yet |
 | started | pid | the payload runs |
 | ended | exit_code, signum | it does not any more |
 | failed | code, diag | something went wrong; the first is the job's error |

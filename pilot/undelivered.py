@@ -27,6 +27,7 @@ from pilot.jobfields import checked_lfn
 from pilot.journal import JobState, Journal, Moved, state
 from pilot.logarchive import archive_folder, make_log_archive
 from pilot.outcome import FileOutcome
+from pilot.registering import Registrar, wants_registration
 from pilot.removal import remove_tree
 from pilot.server.report import FileReport, Report, State, Timings, Usage
 from pilot.stop import Deadline, Stop, in_thread
@@ -96,7 +97,8 @@ class Custody:
         done = {outcome.file.lfn for outcome in stored}
         left = [file for file in self._note.files if file.lfn not in done]
         there = all(_is_there(self._workdir / file.lfn) for file in left if file.kind is Kind.OUTPUT)
-        return bool(left) and there and error.code not in _HOPELESS
+        unregistered = error.code is Code.RUCIOSERVICEUNAVAILABLE  # all is stored, and the catalogue does not know
+        return (bool(left) or unregistered) and there and error.code not in _HOPELESS
 
     def place(self, folder: Path) -> Path:
         """Where the job directory will be kept.
@@ -212,9 +214,10 @@ class Delivery:
         logger.info("job %d: delivering what is left of its outputs in %s", job_id, self._folder)
         stored = {moved.lfn: moved for moved in known.moved if moved.kind != Kind.INPUT.value}
         left = [file for file in self._note.files if file.lfn not in stored]
-        reports = [_reported(self._note, moved) for moved in stored.values()]
-        reports += [outcome.reported for outcome in await self._stage_out(left)]
-        return await self._report(tuple(reports), known)
+        before = [_stored(self._note, moved) for moved in stored.values()]
+        done = [*before, *await self._stage_out(left)]
+        await self._register(done)
+        return await self._report(tuple(outcome.reported for outcome in done), known)
 
     async def _is_wanted(self, known: JobState) -> bool:
         """Ask the server, unless it was told that the job has failed; one that does not answer may want it."""
@@ -244,6 +247,13 @@ class Delivery:
         if result.error:
             raise result.error
         return done
+
+    async def _register(self, done: Sequence[FileOutcome]) -> None:
+        """All of them, where the pilot does that: those that the catalogue knows already do no harm."""
+        job, bench = self._note.job, self._bench
+        queue = bench.info.overlaid(job.queue_overrides, job.storage_overrides).queue
+        if wants_registration(bench.settings, queue):
+            await Registrar(bench.catalogue, bench.processes, self._journal.record).register(done, self._stop)
 
     def _pack(self, log: File) -> None:
         """The pilot was killed before it made the log."""
@@ -351,14 +361,9 @@ def _decoded(raw: dict[str, Any]) -> Note:
         raise ValueError(f"{NOTE} is not what a pilot wrote: {error}") from error
 
 
-def _reported(note: Note, moved: Moved) -> FileReport:
+def _stored(note: Note, moved: Moved) -> FileOutcome:
     """A file that was stored before."""
-    endpoint = moved.endpoint or next((file.endpoint for file in note.files if file.lfn == moved.lfn), "")
-    return FileReport(
-        lfn=moved.lfn,
-        guid=moved.guid,
-        size=moved.size or 0,
-        checksums=moved.checksums,
-        surl=moved.url,
-        endpoint=endpoint,
-    )
+    kind = Kind.LOG if moved.kind == Kind.LOG.value else Kind.OUTPUT
+    file = next((file for file in note.files if file.lfn == moved.lfn), File(lfn=moved.lfn, kind=kind))
+    file = replace(file, guid=moved.guid, endpoint=moved.endpoint or file.endpoint)
+    return FileOutcome(file=file, url=moved.url, size=moved.size or 0, checksums=moved.checksums)
