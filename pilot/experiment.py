@@ -125,6 +125,10 @@ class Experiment:
         """
         return job
 
+    def services(self, job: Job, queue: Queue) -> tuple[Service, ...]:
+        """Services of the node that this job wants."""
+        return ()
+
     def command(self, job: Job, transformation: str) -> str:
         """The payload's own shell text.
 

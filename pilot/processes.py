@@ -44,6 +44,7 @@ class Processes:
     def __init__(self) -> None:
         # A shell that became us by `exec` may have left children: they are no payload's and not for us to end.
         self._own = set(children())
+        self._kept: set[int] = set()
         self._lock = threading.Lock()
         self.adopted_usage = Spent()
         _become_subreaper()
@@ -67,7 +68,13 @@ class Processes:
         of some library that starts a program by itself, and waits for it.
         """
         with self._lock:
-            return [pid for pid in children() if pid not in self._own and not _in_our_session(pid)]
+            others = self._own | self._kept
+            return [pid for pid in children() if pid not in others and not _in_our_session(pid)]
+
+    def keep(self, pids: Sequence[int]) -> None:
+        """Adopted children that are no payload's, such as a service of the node; those kept before are so no longer."""
+        with self._lock:
+            self._kept = set(pids)
 
     def reap(self) -> None:
         """Collect adopted children that have ended, and count what they spent into `adopted_usage`."""

@@ -45,7 +45,7 @@ ENVIRON = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8"
 
 
 #: Ids of jobs, so that no process of another test run on this machine has one of ours in its environment.
-_IDS = itertools.count(1_000_000_000 + os.getpid() * 1000)
+IDS = itertools.count(1_000_000_000 + os.getpid() * 1000)
 
 
 def until(what: Callable[[], Any], timeout: float = 20.0, why: str = "") -> Any:
@@ -202,7 +202,7 @@ class Grid:
         log = f"{uuid.uuid4()}.log.tgz" if log == "" else log
         lfns = [*outputs, *([log] if log else [])]
         return {
-            "PandaID": next(_IDS),
+            "PandaID": next(IDS),
             "computingSite": queue,
             "jobName": "test",
             "transformation": "bash",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pilot.errors import Code, JobDefinitionError, PilotError
+from pilot.experiment import Service
 from pilot.job import File, Job
 from pilot.experiment import Service
 from pilot.matchers import row
