@@ -48,7 +48,9 @@ def start(server, top, text, *options, catchall="mv_final_destination", **fields
 
 
 def records(path):
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Those that are written to their end."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def messages(path, source):
@@ -98,6 +100,25 @@ def test_the_queue_can_ask_for_it_and_the_last_lines_of_a_stopped_job_arrive(ser
         pilot.wait()
     assert "last words" in text_of()
     assert server.job(job)["fields"]["pilot_error_code"] == 1201
+
+
+def test_no_line_is_lost_of_a_job_that_is_stopped_while_it_writes(server, tmp_path):
+    target = tmp_path / "live.jsonl"
+    text = 'trap "echo end; exit 3" TERM; i=1; while :; do seq $i $((i+99)); i=$((i+100)); sleep 0.02; done'
+    pilot, _ = start(server, tmp_path, text, catchall=f"mv_final_destination,logging=file;{target}")
+    try:
+        wait_until(lambda: len(records(target)) > 3000, "many lines at the sink")
+        pilot.send_signal(signal.SIGTERM)
+        assert pilot.wait(20) == 143
+    finally:
+        pilot.kill()
+        pilot.wait()
+    (archive,) = (tmp_path / "storage").rglob("log.tgz*")
+    with tarfile.open(archive) as tar:
+        (member,) = [each for each in tar.getmembers() if each.name.endswith("payload.stdout")]
+        written = tar.extractfile(member).read().decode().splitlines()
+    assert written[-1] == "end"
+    assert messages(target, "payload.stdout") == written
 
 
 def test_a_sink_that_is_not_there_costs_a_warning_and_no_job(server, tmp_path):

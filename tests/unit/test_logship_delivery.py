@@ -141,9 +141,7 @@ def test_a_sink_that_asks_for_time_gets_it(tmp_path):
     assert sink.calls == 2
 
 
-def test_what_neither_memory_nor_disk_can_hold_is_counted_and_said_in_stream_and_log(
-    tmp_path, caplog
-):
+def test_what_neither_memory_nor_disk_can_hold_is_counted_and_said_in_stream_and_log(tmp_path, caplog):
     sink = Memory(*[SinkError("503")] * 3)
     log = ship(tmp_path, sink, spool_limit=1 << 20)
     path = tmp_path / "log"
@@ -187,6 +185,57 @@ def test_a_file_that_is_named_while_it_runs_is_followed_unless_it_leads_out(tmp_
 
     asyncio.run(asyncio.wait_for(run(log, write), 10))
     assert texts(sink) == ["hello"]
+
+
+def test_a_quiet_file_that_is_rotated_or_comes_back_is_noticed_at_once(tmp_path):
+    sink = Memory()
+    log = ship(tmp_path, sink)
+    path = tmp_path / "log"
+    path.write_text("one\n")
+    log.follow(path)
+    taken = []
+
+    async def write():
+        for text in ("two", "three"):
+            await asyncio.sleep(1.5)  # the kernel is asked to tell
+            if text == "two":
+                path.rename(tmp_path / "log.1")
+            else:
+                path.unlink()
+            path.write_text(f"{text}\n")
+            began = time.monotonic()
+            while texts(sink)[-1:] != [text]:
+                await asyncio.sleep(0.01)
+            taken.append(time.monotonic() - began)
+
+    asyncio.run(asyncio.wait_for(run(log, write), 20))
+    assert texts(sink) == ["one", "two", "three"]
+    assert max(taken) < 1
+
+
+def test_a_kernel_that_overlooks_lines_is_not_trusted_again(tmp_path, monkeypatch):
+    """As for a file that another node writes."""
+    waits = []
+
+    async def nothing_happened(self, seconds):
+        waits.append(seconds)
+        if not path.exists():
+            path.write_text("from elsewhere\n")
+        return False
+
+    monkeypatch.setattr("pilot.logship.notice.Notice.wait", nothing_happened)
+    sink = Memory()
+    log = ship(tmp_path, sink)
+    path = tmp_path / "log"
+    log.follow(path)
+
+    async def write():
+        while not sink.got:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(1.5)
+
+    asyncio.run(asyncio.wait_for(run(log, write), 10))
+    assert len(waits) == 1
 
 
 def test_the_rhythm_of_looks_does_without_the_kernels_notice(tmp_path, monkeypatch):
