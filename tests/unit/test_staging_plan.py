@@ -309,3 +309,91 @@ def test_s3_has_no_layout_for_other_storages(tmp_path):
 )
 def test_the_limit_of_inputs_is_that_of_the_queue(record, limit):
     assert input_limit(Queue.from_record(record, "Q")) == limit
+
+
+# ------------------------------------------------------------------------------------------------------- which, and why
+
+
+def mounts(tmp_path, *, there: bool) -> dict:
+    """sPHENIX: the endpoint is a file system, and an XRootD server in front of it."""
+    where = tmp_path if there else tmp_path / "absent"
+    return {"S": storage(("file://localhost", str(where)), ("root://s", "//s"))}
+
+
+@pytest.mark.parametrize(("there", "tools"), [(True, ["mv", "xrdcp"]), (False, ["xrdcp"])])
+@pytest.mark.parametrize("direction", ["sources", "destinations"])
+def test_mv_is_used_where_the_file_system_is_mounted_and_else_the_next_tool(tmp_path, direction, there, tools):
+    queue = {"acopytools": {"read_lan": ["mv", "xrdcp"], "write_lan": ["mv", "xrdcp"]}}
+    plan = planner(tmp_path, {**queue, "astorages": {"write_lan": ["S"]}}, mounts(tmp_path, there=there), Final())
+    made = input_(endpoint="S") if direction == "sources" else output(endpoint="S")
+    assert [way.tool for way in getattr(plan, direction)(made)] == tools
+
+
+def test_one_line_says_what_was_chosen_and_why_not_the_others(tmp_path, caplog):
+    caplog.set_level("INFO")
+    queue = {"acopytools": {"write_lan": ["gone", "mv", "xrdcp"]}, "astorages": {"write_lan": ["S"]}}
+    plan = planner(tmp_path, queue, mounts(tmp_path, there=False), Final())
+    for number in range(3):
+        plan.destinations(output(lfn=f"f{number}"))
+    lines = [record.getMessage() for record in caplog.records if record.name == "pilot.staging.plan"]
+    absent = tmp_path / "absent"
+    assert lines == [
+        "outputs: xrdcp is used for S; passed over: gone: gone cannot be used on this node: no program `gone`; "
+        f"mv: the file system of S is not mounted here: there is no {absent}"
+    ]
+
+
+def test_a_file_system_that_seems_not_mounted_is_tried_if_there_is_nothing_else(tmp_path):
+    plan = planner(tmp_path, {**MV, "astorages": {"write_lan": ["S"]}}, mounts(tmp_path, there=False), Final())
+    assert [way.tool for way in plan.destinations(output())] == ["mv"]
+
+
+# ---------------------------------------------------------------------------------------------------------- alternative
+
+
+STORAGES = {name: storage((f"root://{name.lower()}", "//")) for name in "ABCD"}
+WRITES = {"copytools": {"xrdcp": {}}, "astorages": {"write_lan": ["A", "B", "C"], "pl": ["D"]}}
+
+
+def ends(tmp_path, file_, queue=None, **job) -> list[str]:
+    plan = planner(tmp_path, {**WRITES, **(queue or {})}, STORAGES, job=Job(job_id=1, **job))
+    return [way.endpoint for way in plan.destinations(file_)]
+
+
+ON, OFF = {"params": {"allow_altstageout": True}}, {"params": {"allow_altstageout": False}}
+
+
+@pytest.mark.parametrize(
+    ("queue", "job", "expected"),
+    [
+        ({}, {}, ["A"]),
+        (ON, {}, ["A", "B"]),
+        ({}, {"alt_stageout": True}, ["A", "B"]),
+        (OFF, {"alt_stageout": True}, ["A"]),
+        (ON, {"alt_stageout": False}, ["A", "B"]),
+    ],
+)
+def test_queue_or_job_allow_another_storage_and_the_queue_has_the_last_word(tmp_path, queue, job, expected):
+    assert ends(tmp_path, output(), queue, **job) == expected
+
+
+def test_the_other_storage_is_the_next_of_the_queue_but_never_the_nucleus(tmp_path):
+    assert ends(tmp_path, output(endpoint="B"), ON) == ["B", "C"]
+    assert ends(tmp_path, output(endpoint="C"), ON) == ["C", "A"]
+    assert ends(tmp_path, output(endpoint="A"), ON, nucleus="B") == ["A", "C"]
+
+
+def test_the_jobs_own_storage_is_the_other_one_if_the_queue_does_not_write_there_first(tmp_path):
+    assert ends(tmp_path, output(endpoint="D"), ON) == ["A", "D"]
+
+
+def test_a_log_may_go_where_data_go(tmp_path):
+    log = File(kind=Kind.LOG, **FILE)
+    assert ends(tmp_path, log, {}) == ["D"]
+    assert ends(tmp_path, log, ON) == ["D", "A"]
+
+
+def test_a_storage_that_nobody_can_write_to_is_no_other_one(tmp_path):
+    storages = {**STORAGES, "B": storage(("srm://b", "/"))}
+    plan = planner(tmp_path, {**WRITES, **ON}, storages)
+    assert [way.endpoint for way in plan.destinations(output())] == ["A", "C"]
