@@ -183,8 +183,9 @@ def _listed(program: str, options: Sequence[str], path: str, place: Place) -> st
             names = sorted(name for name in os.listdir(folder) if fnmatchcase(name, pattern))[:1000]
         if not names:
             raise RefusedError(f"no {path}")
+    itself = ["-d"] if names and program == "ls" else []  # or it would follow a link that is named
     with _folder(place.workdir, where) as folder:
-        return _output([program, *options, "--", *names] if names else [program, *options], place, folder)
+        return _output([program, *options, *itself, *(["--", *names] if names else [])], place, folder)
 
 
 def _is_folder(path: Path) -> bool:

@@ -54,8 +54,8 @@ class DebugMode:
             self._switch(on=False)
         elif word == "debug":
             self._switch(on=True)
-            if rest.strip():
-                self._start(rest.strip())
+            if rest.strip() and not self.told(rest):
+                logger.warning("debug command that this pilot does not carry out: %r", rest[:200])
         elif is_command(text):
             self._switch(on=True)
             self._start(text.strip())
@@ -92,9 +92,6 @@ class DebugMode:
         if command == self._command:
             return
         self._command = command
-        if not is_command(command):
-            logger.warning("debug command that this pilot does not carry out: %r", command[:200])
-            return
         logger.info("debug command: %s", command[:200])
         self._work = asyncio.create_task(self._carry_out(command, self._work))
 
