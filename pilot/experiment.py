@@ -125,10 +125,6 @@ class Experiment:
         """
         return job
 
-    def services(self, job: Job, queue: Queue) -> tuple[Service, ...]:
-        """Services of the node that this job wants."""
-        return ()
-
     def command(self, job: Job, transformation: str) -> str:
         """The payload's own shell text.
 

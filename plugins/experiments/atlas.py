@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 from pilot.errors import Code, JobDefinitionError, PilotError
 from pilot.experiment import Service
 from pilot.job import File, Job
-from pilot.experiment import Service
 from pilot.matchers import row
 from pilot.queuedata import Queue
 from plugins.experiments._atlas_catalogue import direct_options, with_guids, with_turls, write_pool_catalogue
@@ -97,6 +96,7 @@ class Atlas(Generic):
         "rucio_host": "https://voatlasrucio-server-prod.cern.ch:443",
         "rucio_traces_url": "https://rucio-lb-prod.cern.ch/traces/",
         "kill_for_memory": True,
+        "container_setup": "alrb",
     }
 
     def before_clean_up(self, parameters: str) -> str:
