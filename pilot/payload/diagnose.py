@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from pilot import matchers
 from pilot.causes import Fault
 from pilot.errors import DIAG_LIMIT, Code, PilotError
 from pilot.job import Job
-from pilot.matchers import COMMON, Matcher
+from pilot.matchers import COMMON, Found, Matcher, row
 from pilot.payload.ownreport import JobReport, job_report
 from pilot.payload.process import Ended, open_left, signal_name, tail
 
@@ -28,6 +29,9 @@ MATCHERS = "problem_matchers.json"
 #: Bytes at the end of an output that are looked at.
 _TAIL = 65536
 
+#: Lines of stderr that the pilot's log gets of a payload that failed, as many as Rubin's starter looks for.
+_LAST = 10
+
 #: Bytes read of a file that a payload writes for us: one that is longer is none.
 _REPORT_LIMIT = 1_000_000
 
@@ -39,6 +43,9 @@ _REMOTE_OPEN_EXITS = {2: Code.LSETUPTIMEDOUT, 3: Code.REMOTEFILEOPENTIMEDOUT}
 
 #: Ends of the loop over hyper-parameter points: no more points, or the limit is reached. Not failures.
 HPO_ENDS = (160, 161, 162)
+
+#: Bytes of free disk with which hardly anything can be written.
+_NO_ROOM = 64 << 10
 
 #: Signals that a payload hardly sends itself: whoever runs the node did.
 _OF_THE_NODE = (signal.SIGKILL, signal.SIGTERM, signal.SIGXCPU)
@@ -115,10 +122,13 @@ def diagnose(
     good = ended.exit_code == 0 or (job.is_hpo and ended.exit_code in HPO_ENDS)
     if good and not report.exit_code:
         return Diagnosis(metrics=report.metrics)
-    return _explained(ended, good, report, _outputs(workdir, report, mask), [*_brought(workdir), *known], remote_io)
+    return _explained(
+        workdir, ended, good, report, _outputs(workdir, report, mask), [*_brought(workdir), *known], remote_io
+    )
 
 
 def _explained(
+    workdir: Path,
     ended: Ended,
     good: bool,
     report: JobReport,
@@ -126,8 +136,10 @@ def _explained(
     known: Sequence[Matcher],
     remote_io: bool,
 ) -> Diagnosis:
-    """The verdict on a payload that failed."""
-    found = matchers.find([*known, *COMMON], outputs)
+    """The verdict on a payload that failed; its last words are in the pilot's log, where who reads that one looks."""
+    if last := outputs["stderr"][-_LAST:]:
+        logger.error("payload stderr, last lines:\n%s", "\n".join(_INVISIBLE.sub("", line) for line in last))
+    found = matchers.find([*known, *COMMON], outputs) or _full_disk(workdir)
     said = outputs["report"][0] if report.message else _telling_line(outputs)
     cause = _readable(found.text if found else said)
     how = f"the job report has exit code {report.exit_code}" if good else _how(ended)
@@ -142,6 +154,18 @@ def _explained(
         fault=fault,
         metrics=report.metrics,
     )
+
+
+def _full_disk(workdir: Path) -> Found | None:
+    """A payload that filled the disk may not even have been able to say so."""
+    try:
+        disk = os.statvfs(workdir)
+    except OSError:
+        return None
+    if disk.f_blocks == 0 or disk.f_bavail * disk.f_frsize > _NO_ROOM:
+        return None
+    text = f"the disk is full: {disk.f_bavail * disk.f_frsize >> 10} kB are free"
+    return Found(row("", Code.NOLOCALSPACE), text)
 
 
 def _outputs(workdir: Path, report: JobReport, mask: Callable[[str], str]) -> dict[str, list[str]]:

@@ -183,3 +183,23 @@ def test_nothing_is_sent_that_nobody_asked_for(server, tmp_path):
     pilot, _ = start(server, tmp_path, "echo out", f"--realtime-logging-server=file;{target}")
     assert pilot.wait(30) == 0
     assert not target.exists()
+
+
+def test_the_worker_log_of_our_pilot_tells_its_job_and_a_failure_in_one_piece(server, tmp_path):
+    target = tmp_path / "worker.jsonl"
+    text = 'echo begin; printf "Traceback (most recent call last):\\n  File x\\nValueError: bad\\n" >&2; exit 3'
+    pilot, job = start(server, tmp_path, text, jobName="my.own.job")
+    log = str(tmp_path / "batch.log")
+    argv = [sys.executable, "-m", "pilot.cli.main", "logship", log, f"--server=file;{target}", f"--pid={pilot.pid}"]
+    with subprocess.Popen(argv, cwd=tmp_path) as ship:
+        assert pilot.wait(30) == 0
+        assert ship.wait(30) == 0
+    found = records(target)
+    of_job = [record for record in found if record["PandaJobID"] == str(job)]
+    assert {(record["jobName"], record["TaskID"]) for record in of_job} == {("my.own.job", "77")}
+    assert 0 < len(of_job) < len(found)
+    (block,) = [record for record in of_job if "payload stderr, last lines:" in record["message"]]
+    assert block["severity"] == "ERROR"
+    assert block["message"].endswith("Traceback (most recent call last):\n  File x\nValueError: bad")
+    assert {"INFO", "ERROR"} <= {record["severity"] for record in found}
+    assert "very-secret-value" not in target.read_text()
