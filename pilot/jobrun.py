@@ -17,6 +17,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ from pilot.payloadrun import PayloadRun, Scene
 from pilot.plainlog import send_plain_log
 from pilot.registering import Registrar, wants_registration
 from pilot.removal import remove_tree
+from pilot.reserve import Reserve
 from pilot.server.report import Reply, Report, State
 from pilot.staging.result import StagingResult
 from pilot.stop import Deadline, Stop, in_thread
@@ -97,6 +99,7 @@ class JobRun:
         self._kept = False
         self._info = bench.info
         self._log_start = bench.log.position() if log_start is None else log_start
+        self._reserve = Reserve(bench.main_dir / f"reserve-{job.job_id}")
         self._around = Around(bench, job, self.workdir, self.stop, self.outcome)
         self._reporter = Reporter(bench.speaker, bench.experiment, self.outcome, getjob_seconds)
         self._heartbeat = Heartbeat(
@@ -144,6 +147,7 @@ class JobRun:
         await self.stop.paced(lambda: asyncio.wait({removing}, timeout=self._ledger.removal))
 
     def _remove_workdir(self) -> None:
+        self._reserve.release()
         kept = self._outputs is not None and self._outputs.put_away()
         if self.bench.settings.cleanup and not kept and not self._kept:
             remove_tree(self.workdir)
@@ -208,6 +212,7 @@ class JobRun:
         try:
             self.workdir.mkdir()
             self.workdir.chmod(0o770)
+            self._reserve.take()
             self._journal = Journal(self.workdir / JOURNAL)
             if self.job.secrets is not None:
                 _write_private(self.workdir / SECRETS, self.job.secrets.reveal())
@@ -328,7 +333,8 @@ class JobRun:
         moved = [*self.job.inputs, *self.job.outputs]
         with suppress(PilotError):  # of files that fail the job; the log shall tell it
             moved += experiment.outputs(self.job, self.workdir)
-        make_log_archive(
+        make = partial(
+            make_log_archive,
             self.workdir,
             self.workdir / log.lfn,
             folder=archive_folder(self.job.job_id, self._info.queue.name),
@@ -339,6 +345,7 @@ class JobRun:
             pilot_log=self.bench.log.part(self._log_start),
             check=box.check,
         )
+        self._reserve.pack(lambda limit: make(file_limit=limit))
 
     @asynccontextmanager
     async def _time_box(self, seconds: float) -> AsyncIterator[Stop]:
