@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from pilot.errors import Code, PilotError
-from pilot.job import Kind
 from pilot.outcome import FileOutcome
 from pilot.queuedata import Queue
 from pilot.settings import Settings
@@ -28,15 +27,15 @@ logger = logging.getLogger(__name__)
 #: Seconds that one try may take; a server that is well registers a hundred files in one.
 TIMEOUT = 300.0
 
-#: Tries as long as the server cannot be reached, and seconds before the second one, doubled before each further one.
-TRIES, PAUSE = 4, 5.0
+#: Tries as long as the server cannot be reached, and seconds before the second one, doubled before the third.
+TRIES, PAUSE = 3, 4.0
 
 #: Faults that pass.
 _PASSING = {Code.RUCIOSERVICEUNAVAILABLE, Code.COMMANDTIMEDOUT, Code.STAGEOUTTIMEOUT}
 
 
 class Registrar:
-    """Registers the outputs of one job, each once.
+    """Registers the outputs of one job.
 
     Args:
         catalogue: to register in; None if the PanDA server does it.
@@ -52,29 +51,29 @@ class Registrar:
         self._launcher = launcher
         self._note = note
         self._pause = pause
-        self._done: set[str] = set()
+        self._tries = TRIES
 
-    async def register(self, files: Iterable[FileOutcome], stop: Stop) -> None:
-        """Register those of the files that are outputs or logs and are not registered yet.
+    async def register(self, files: Sequence[FileOutcome], stop: Stop) -> None:
+        """Register files.
 
         Raises:
             PilotError: the catalogue's, with what remains; the stop's reason.
         """
-        new = [one for one in files if one.file.kind is not Kind.INPUT and one.file.lfn not in self._done]
-        if self._catalogue is None or not new:
+        if self._catalogue is None or not files:
             return
-        lfns = [one.file.lfn for one in new]
+        lfns = [one.file.lfn for one in files]
         try:
-            await self._persist(self._catalogue, [as_registration(one) for one in new], stop)
+            await self._persist(self._catalogue, [as_registration(one) for one in files], stop)
         except PilotError as error:
+            if error.code in _PASSING:
+                self._tries = 1  # the log must not wait as long again for a server that is down
             self._note("unregistered", sync=True, lfns=list(getattr(error, "remaining", lfns)), diag=error.diag)
             raise
-        self._done.update(lfns)
         self._note("registered", sync=True, lfns=lfns)
         logger.info("registered in %s: %s", self._catalogue.name, ", ".join(lfns))
 
     async def _persist(self, catalogue: Catalogue, files: Sequence[Registration], stop: Stop) -> None:
-        for number in range(1, TRIES):
+        for number in range(1, self._tries):
             try:
                 await self._once(catalogue, files, stop)
             except PilotError as error:
