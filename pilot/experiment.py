@@ -29,6 +29,7 @@ JOURNAL, SECRETS, NOTE = "journal.jsonl", "panda_secrets.json", "delivery.json"
 OWN_NAMES = (
     *(JOURNAL, SECRETS, NOTE, "pilotlog.txt", "payload.stdout", "payload.stderr"),
     *("memory_monitor_output.txt", "memory_monitor_summary.json", MASKS),
+    *("container_script.sh", "my_release_setup.sh", ".container_started"),
 )
 
 #: Marks a job directory that the server said shall be kept (`nocleanup`).

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pilot.around import Around
 from pilot.bench import Bench
+from pilot.contain import choose_runtime
 from pilot.debugcommands import Place, answer
 from pilot.debugmode import DebugMode
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
@@ -165,7 +166,8 @@ class JobRun:
             self._debug.told(f"debug,{self.job.debug_command.removeprefix('debug')}")
         _refuse_own_names(self.job)
         self._info = self.bench.info.overlaid(self.job.queue_overrides, self.job.storage_overrides)
-        _refuse_missing_features(self.job, self.bench.experiment.needs_container(self.job, self._info.queue))
+        _refuse_missing_features(self.job)
+        choose_runtime(self.job, self._info.queue, self.bench)  # before inputs are fetched for nothing
         if wants_registration(self.bench.settings, self._info.queue):
             self._registrar = Registrar(self.bench.catalogue, self.bench.processes, self._note)
         self._start_ship()
@@ -471,10 +473,9 @@ def _refuse_own_names(job: Job) -> None:
             raise JobDefinitionError(field, f"{file.lfn!r} is the name of a file of the pilot in the job directory")
 
 
-def _refuse_missing_features(job: Job, container: bool) -> None:
+def _refuse_missing_features(job: Job) -> None:
     """Better no result than a wrong one: a job that needs what this pilot cannot do yet is not run without it."""
     wishes = {
-        "a container (container_name, cmtConfig)": container,
         "event service (eventService)": job.event_service or job.event_service_merge,
     }
     missing = [wish for wish, wanted in wishes.items() if wanted]

@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pilot.bench import Bench
+from pilot.causes import Fault
+from pilot.cgroup import Nest
+from pilot.contain import Runtime, choose_runtime, failure_of, make_container
+from pilot.errors import Code
 from pilot.experiment import JOURNAL
 from pilot.grace import Ledger
 from pilot.job import Job, Limits
@@ -25,6 +29,7 @@ from pilot.matchers import load_matchers
 from pilot.option import words
 from pilot.outcome import Outcome
 from pilot.payload.command import prepare_command
+from pilot.payload.container import Container
 from pilot.payload.diagnose import diagnose
 from pilot.payload.environment import payload_environment
 from pilot.payload.process import Ended, PayloadProcess
@@ -48,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that processes left behind by a payload get between TERM and KILL.
 LEFTOVER_GRACE = 2.0
+#: Seconds to ask a container runtime how a container ended, and to have it take away what is left.
+CONTAINER_PATIENCE = 10.0
 #: Seconds that a signal to us may come after the same signal to the payload.
 SIGNAL_PATIENCE = 0.3
 
@@ -100,6 +107,8 @@ class PayloadRun:
         self._guard: Guard | None = None
         self._watching: asyncio.Task[None] | None = None
         self._running: list[PayloadProcess] = []
+        self._runtime: Runtime | None = None
+        self._container: Container | None = None
         self._round = 0
         self._spent, self._seconds, self._killed = Spent(), 0.0, False
         self._masks = MaskFile(scene.workdir, scene.bench.masker)
@@ -136,6 +145,7 @@ class PayloadRun:
     async def _prepare(self) -> tuple[str, Utilities]:
         scene, bench = self._scene, self._scene.bench
         scene.enter("setup")
+        self._runtime = choose_runtime(scene.job, scene.queue, bench)
         text = await self._command()
         utilities = await prepare_utilities(scene.job, scene.workdir, bench.fetch, self._bases())
         scene.enter("payload")
@@ -179,30 +189,48 @@ class PayloadRun:
         self._scene.note("utility", name=name, pid=process.pid)
         return process
 
-    def _start_in_group(self, text: str, name: str) -> PayloadProcess:
+    def _start_in_group(self, text: str, name: str, container: Container | None = None) -> PayloadProcess:
         scene = self._scene
-        self._guard = self._guard or self._make_guard()
         return PayloadProcess.start(
             text,
             workdir=scene.workdir,
-            environment=self._environment() | {MASKS_VARIABLE: str(scene.workdir / MASKS)},
+            environment=container.environment if container else self._variables(),
             processes=scene.bench.processes,
-            prefix=self._guard.prefix,
+            prefix=self._made_guard().prefix,
             name=name,
             again=self._round > 0,
+            container=container,
         )
 
-    async def launch(self, text: str, name: str = "payload") -> PayloadProcess:
-        """Start shell text of this job, as its payload is started: environment, container and control group.
+    async def launch(self, text: str) -> PayloadProcess:
+        """Start the payload: environment, container and control group.
 
         Args:
             text: for `bash -c`, in the job directory.
-            name: of the process and its output files; see `pilot.payload.process.output_paths`.
 
         Raises:
             PilotError: why it could not be started.
         """
-        return self._start_in_group(text, name)
+        if self._runtime:
+            self._container = await self._contain(self._runtime, text)
+        return self._start_in_group(text, "payload", self._container)
+
+    async def _contain(self, runtime: Runtime, text: str) -> Container:
+        scene = self._scene
+        limit = self._made_guard().memory_limit
+        container = make_container(
+            runtime, scene.bench, scene.job, scene.queue, scene.workdir, text, self._variables(), limit
+        )
+        await container.prepare()
+        logger.info("container: %s, image %r", container.name, scene.job.container_image or scene.job.platform)
+        return container
+
+    def _variables(self) -> dict[str, str]:
+        return self._environment() | {MASKS_VARIABLE: str(self._scene.workdir / MASKS)}
+
+    def _made_guard(self) -> Guard:
+        self._guard = self._guard or self._make_guard()
+        return self._guard
 
     async def _command(self) -> str:
         """The payload's own shell text."""
@@ -244,6 +272,9 @@ class PayloadRun:
 
     async def _judge(self, ended: Ended) -> None:
         scene, bench, outcome = self._scene, self._scene.bench, self._scene.outcome
+        if self._container and (error := failure_of(self._container, ended, bench.masker.mask)):
+            outcome.exe_code, outcome.fault = ended.status, Fault.SITE if error.code != Code.IMAGENOTFOUND else None
+            raise error
         verdict = diagnose(
             scene.job,
             ended,
@@ -294,7 +325,8 @@ class PayloadRun:
             own_files=(JOURNAL, "pilotlog.txt"),
             processes=bench.processes,
             environ=bench.environ,
-            nest=bench.nest,
+            # A container of podman or docker is in groups of its own: one of ours would measure the client alone.
+            nest=Nest("off") if self._runtime and self._runtime.kind.own_group else bench.nest,
             slot_end=scene.slot_end,
             resource_types=bench.resource_types,
             started=scene.started,
@@ -311,6 +343,9 @@ class PayloadRun:
         except TimeoutError:
             logger.error("%s pid %d cannot be killed: %s", process.name, process.pid, process.members())
             return
+        finally:
+            if process.container:
+                await self._leave(process.container)
         if process.name == "payload":
             scene.note("ended", exit_code=ended.exit_code, signum=ended.signum)
             scene.outcome.exit_code, scene.outcome.signum = ended.exit_code, ended.signum
@@ -319,6 +354,17 @@ class PayloadRun:
             self._seconds += ended.seconds
             by_signal = ended.signum == signal.SIGKILL and not ended.stopped
             self._killed = by_signal or ended.exit_code == 128 + signal.SIGKILL
+
+    async def _leave(self, container: Container) -> None:
+        """Ask what only the runtime knows, and have nothing left of the container."""
+        stop = self._scene.stop
+        try:
+            async with asyncio.timeout(CONTAINER_PATIENCE if not stop.requested else self._share().remaining + 1.0):
+                if self._guard:
+                    self._guard.contained(container.mark, out_of_memory=await container.out_of_memory())
+                await container.close()
+        except TimeoutError:
+            logger.error("%s did not take its container away in time", container.name)
 
     def _share(self) -> Deadline:
         """By when nothing of the payload may be left."""

@@ -44,12 +44,14 @@ def _base(kind: str) -> type:
     """What a plug-in of a kind must derive from."""
     from pilot.experiment import Experiment
     from pilot.logship.sink import LogSink
+    from pilot.payload.container import Container
     from pilot.staging.catalogue import Catalogue
     from pilot.staging.copytool import CopyTool
     from pilot.watch.meter import Meter
 
     bases: dict[str, type] = {
         "pilot.catalogues": Catalogue,
+        "pilot.containers": Container,
         "pilot.copytools": CopyTool,
         "pilot.experiments": Experiment,
         "pilot.logsinks": LogSink,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pilot.errors import Code, PilotError
+from pilot.payload.container import Container
 from pilot.processes import Processes, Spent, descendants, is_zombie, send, wait_exit
 from pilot.stop import Deadline
 
@@ -68,9 +69,16 @@ class Ended:
 class PayloadProcess:
     """A running payload."""
 
-    def __init__(self, process: subprocess.Popen[Any], processes: Processes, name: str = "payload") -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[Any],
+        processes: Processes,
+        name: str = "payload",
+        container: Container | None = None,
+    ) -> None:
         self.pid = process.pid
         self.name = name
+        self.container = container
         self._process = process
         self._processes = processes
         self._started = time.monotonic()
@@ -89,6 +97,7 @@ class PayloadProcess:
         prefix: Sequence[str] = (),
         name: str = "payload",
         again: bool = False,
+        container: Container | None = None,
     ) -> PayloadProcess:
         """Start `bash -c text` in `workdir`, its output in files there; see `output_paths`.
 
@@ -97,9 +106,10 @@ class PayloadProcess:
             workdir: the job directory.
             environment: all variables it gets.
             processes: starts it and knows its orphans.
-            prefix: what runs the shell, such as a container's command; empty for nothing.
+            prefix: what runs the shell, such as a command that joins a control group; empty for nothing.
             name: of its output files.
             again: it ran before in this job, and its output goes behind that of then.
+            container: whose `argv` runs the text, in place of the shell.
 
         Raises:
             PilotError: PAYLOADEXECUTIONEXCEPTION if it cannot be started.
@@ -107,8 +117,11 @@ class PayloadProcess:
         stdout, stderr = output_paths(workdir, name)
         try:
             with _open_output(stdout, again) as out, _open_output(stderr, again) as err:
+                shell = (
+                    ["/bin/bash", *_shell_arguments(text, workdir / f"{name}{LONG_COMMAND}")] if not container else []
+                )
                 process = processes.start(
-                    [*prefix, "/bin/bash", *_shell_arguments(text, workdir / f"{name}{LONG_COMMAND}")],
+                    [*prefix, *(container.argv if container else shell)],
                     cwd=workdir,
                     env=dict(environment),
                     stdin=subprocess.DEVNULL,
@@ -118,7 +131,7 @@ class PayloadProcess:
         except (OSError, ValueError) as error:
             raise PilotError(Code.PAYLOADEXECUTIONEXCEPTION, f"the {name} could not be started: {error}") from error
         logger.info("%s started: pid %d in %s", name, process.pid, workdir)
-        return cls(process, processes, name)
+        return cls(process, processes, name, container)
 
     async def wait(self) -> Ended:
         """Wait for the first process to end. CPU time counts what its other processes used until now."""
@@ -170,7 +183,10 @@ class PayloadProcess:
         told: set[int] = set()
         while members := self.members():
             new = [pid for pid in members if pid not in told] if signum != signal.SIGKILL else members
-            send(new, signum)
+            if self.container and not told:
+                await self.container.signal(signum)
+            spared = self.container.spared(self.pid, members) if self.container and signum != signal.SIGKILL else set()
+            send([pid for pid in new if pid not in spared], signum)
             send(new, signal.SIGCONT)
             told.update(new)
             if patience.expired:

@@ -94,6 +94,7 @@ class Guard:
         self._meter = choose_meter(post.settings.meter, self._group, post.environ)
         self._members: Callable[[], list[int]] = list
         self._seen: set[int] = set()
+        self._mark, self._told = "", False
         self._left: Callable[[], float] = lambda: math.inf
         self.soft_stop = self._make_soft_stop()
 
@@ -117,6 +118,20 @@ class Guard:
         return [memory, *self._disk(), *self._clock(), *self._behaviour()]
 
     @property
+    def memory_limit(self) -> int:
+        """kB, 0 for none: what the payload may use."""
+        return self._limit.kb
+
+    def contained(self, mark: str, *, out_of_memory: bool) -> None:
+        """The payload has ended that ran in a container.
+
+        Args:
+            mark: the paths of its control groups contain that; empty if it had none of its own.
+            out_of_memory: the container's runtime says that it ran out of memory.
+        """
+        self._mark, self._told = mark, out_of_memory
+
+    @property
     def usage(self) -> Usage:
         """What the payload has used so far."""
         return self._tally.usage()
@@ -132,7 +147,9 @@ class Guard:
         cpu = self._group.cpu_seconds if self._group else None
         self._tally.end(Spent(max(spent.cpu, cpu or 0.0), spent.max_rss, spent.io), seconds)
         peak = max(self._tally.peak("pss"), self._tally.peak("rss"))
-        self.out_of_memory = self._oom.error(self._seen, killed=killed, peak_kb=peak)
+        self.out_of_memory = self._oom.error(
+            self._seen, killed=killed, peak_kb=peak, mark=self._mark, told=self._told, limit_kb=self._limit.kb
+        )
         if self.out_of_memory:
             logger.warning("%s", self.out_of_memory.detail)
         await self._meter.close()

@@ -50,39 +50,51 @@ class OutOfMemory:
             os.close(self._log)
             self._log = None
 
-    def error(self, pids: Iterable[int], *, killed: bool, peak_kb: int = 0) -> PilotError | None:
+    def error(
+        self,
+        pids: Iterable[int],
+        *,
+        killed: bool,
+        peak_kb: int = 0,
+        mark: str = "",
+        told: bool = False,
+        limit_kb: int = 0,
+    ) -> PilotError | None:
         """PAYLOADOUTOFMEMORY (1212) if it did, with the peak, the limit and the process killed.
 
         Args:
             pids: processes of the payload that were seen.
             killed: SIGKILL ended it, or a child of it, and we did not send one.
             peak_kb: the largest memory that was measured.
+            mark: of the groups of a container, in their paths.
+            told: the runtime of the container says so.
+            limit_kb: of the container, 0 for none.
         """
-        victim = self._victim(set(pids))
+        victim = self._victim(set(pids), mark)
         ours = self._group.oom_kills or 0 if self._group else 0
         slots = (self._slot.oom_kills or 0) - self._slot_kills
-        if not (ours or victim or (killed and slots > 0)):
+        if not (ours or victim or told or (killed and slots > 0)):
             return None
-        text = "the kernel killed " + (victim or "a process") + self._numbers(peak_kb)
+        text = "the kernel killed " + (victim or "a process") + self._numbers(peak_kb, limit_kb if mark else 0)
         return PilotError(Code.PAYLOADOUTOFMEMORY, text)
 
-    def _numbers(self, peak_kb: int) -> str:
+    def _numbers(self, peak_kb: int, limit_kb: int) -> str:
         """Peak and limit. What was charged to a group is what the kernel goes by; the slot's is not this payload's."""
         group = self._group
         peak = (group.memory_peak or 0) >> 10 if group else 0
         peak = peak or peak_kb
-        own, slots = group.memory_limit if group else None, self._slot.memory_limit
+        own, slots = (group.memory_limit if group else None) or limit_kb << 10, self._slot.memory_limit
         parts = [f"peak {peak} kB"] if peak else []
         if own or slots:
             parts.append(f"limit {own >> 10} kB" if own else f"limit {(slots or 0) >> 10} kB of the slot")
         return f": {', '.join(parts)}" if parts else ""
 
-    def _victim(self, pids: set[int]) -> str:
+    def _victim(self, pids: set[int], mark: str) -> str:
         """The process that was killed, `python3 (pid 123)`, as far as the kernel's log is readable and names ours."""
         name = self._group.path_in("memory") if self._group else ""
         for line in _lines(self._log):
             by_group = _GROUP.search(line)
-            if by_group and name and by_group[1].rpartition("/")[2] == name:
+            if by_group and (mark in by_group[1] if mark else name and by_group[1].rpartition("/")[2] == name):
                 return f"{by_group[2]} (pid {by_group[3]})"
             by_pid = _KILLED.search(line)
             if by_pid and int(by_pid[1]) in pids:

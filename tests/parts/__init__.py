@@ -42,7 +42,7 @@ def debian(*packages: str, provides: Sequence[str]) -> None:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         cannot(f"{', '.join(provides)}: needs root and apt-get to install {' '.join(packages)}")
-    with _alone("apt"):
+    with alone("apt"):
         install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *packages]
         if _run(install) != 0 and (_run(["apt-get", "update", "-q"]) != 0 or _run(install) != 0):
             cannot(f"apt-get install {' '.join(packages)} failed")
@@ -53,7 +53,7 @@ def environment(name: str, *requirements: str) -> Path:
     top = CACHE / "venvs" / name
     wanted = "\n".join(requirements)
     done = top / "requirements.txt"
-    with _alone(name):
+    with alone(name):
         if not (done.exists() and done.read_text() == wanted):
             shutil.rmtree(top, ignore_errors=True)
             subprocess.run([sys.executable, "-m", "venv", str(top)], check=True)
@@ -109,7 +109,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 @contextmanager
-def _alone(name: str) -> Iterator[None]:
+def alone(name: str) -> Iterator[None]:
     """One installation of a kind at a time, also over several test runs."""
     CACHE.mkdir(exist_ok=True)
     with open(CACHE / f"{name}.lock", "w") as lock:

@@ -1,0 +1,212 @@
+"""Whether a payload runs in a container, in which kind, and all that it must find there.
+
+The rules are Pilot 3's (PILOT3 5.2): an image makes a container job; a platform does where the queue has containers for
+pilots; the queue's `container_type` names the runtime.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pilot import plugins
+from pilot.bench import Bench
+from pilot.errors import Code, PilotError
+from pilot.job import Job
+from pilot.masking import Secret
+from pilot.payload.container import (
+    Container,
+    Login,
+    Order,
+    linked_directories,
+    mounts_of,
+    named_files,
+    swallowed_failure,
+)
+from pilot.payload.process import Ended, tail
+from pilot.queuedata import Queue
+
+logger = logging.getLogger(__name__)
+
+#: Runtimes that ALRB stands before where it is wanted.
+_APPTAINERS = ("apptainer", "singularity")
+#: The script that makes ALRB, below CVMFS.
+_ALRB = "atlas.cern.ch/repo/ATLASLocalRootBase/user/atlasLocalSetup.sh"
+#: A transformation that starts the container itself (PILOT3 5.2).
+_OWN_CONTAINER = "runcontainer"
+#: Bytes of the end of stderr to look for the words of a runtime.
+_STDERR = 65_536
+#: The secret with logins for registries (PILOT3 2.3).
+_TOKENS = "DOCKER_TOKENS"
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What runs the containers of a job."""
+
+    kind: type[Container]
+    program: str
+
+
+def choose_runtime(job: Job, queue: Queue, bench: Bench) -> Runtime | None:
+    """What runs the container of a job; None for a job without one.
+
+    Raises:
+        PilotError: QUEUENOTSETUPFORCONTAINERS, or that the runtime is not on this node.
+    """
+    if not bench.experiment.needs_container(job, queue):
+        return None
+    if job.container_image and _OWN_CONTAINER in job.transformation:
+        logger.info("%s starts the container %s itself", job.transformation, job.container_image)
+        return None
+    wanted = queue.container_type.get("pilot", "").lower()
+    if not wanted:
+        text = f"the job wants a container; container_type of queue {queue.name} names none for the pilot"
+        raise PilotError(Code.QUEUENOTSETUPFORCONTAINERS, text)
+    if wanted in _APPTAINERS:
+        name = "alrb" if _wants_alrb(bench.settings.container_setup, bench) else "apptainer"
+    else:
+        name = wanted
+    try:
+        kind: type[Container] = plugins.load("pilot.containers", name, Container)
+    except plugins.PluginError as error:
+        raise PilotError(Code.QUEUENOTSETUPFORCONTAINERS, f"container_type {wanted!r}: {error.detail}") from error
+    return Runtime(kind, _program(kind, wanted, bench))
+
+
+def _wants_alrb(setup: str, bench: Bench) -> bool:
+    """`auto`: where ALRB is."""
+    if setup != "auto":
+        return setup == "alrb"
+    return bool(bench.environ.get("ATLAS_LOCAL_ROOT_BASE")) or Path(bench.settings.cvmfs_base, _ALRB).exists()
+
+
+def _program(kind: type[Container], wanted: str, bench: Bench) -> str:
+    if not kind.programs:
+        return ""
+    path = bench.environ.get("PATH")
+    names = (bench.settings.container_program,) if bench.settings.container_program else kind.programs
+    found = next((program for program in (shutil.which(name, path=path) for name in names) if program), None)
+    if found:
+        return found
+    code = Code.SINGULARITYNOTINSTALLED if wanted == "singularity" else kind.missing
+    raise PilotError(code, f"the queue wants {wanted}; this node has no {' or '.join(names)}")
+
+
+def make_container(
+    runtime: Runtime,
+    bench: Bench,
+    job: Job,
+    queue: Queue,
+    workdir: Path,
+    text: str,
+    environment: Mapping[str, str],
+    memory_kb: int = 0,
+) -> Container:
+    """The container for a payload that is about to start.
+
+    Args:
+        runtime: what runs it.
+        bench: what jobs share.
+        job: whose payload it is.
+        queue: as the job sees it.
+        workdir: the job directory.
+        text: shell text of the payload.
+        environment: of the payload.
+        memory_kb: the most it may use, 0 for no limit.
+
+    Raises:
+        PilotError: SETUPFAILURE.
+    """
+    cvmfs = Path(bench.settings.cvmfs_base)
+    order = Order(
+        job=job,
+        queue=queue,
+        image=job.container_image,
+        text=text,
+        workdir=workdir,
+        private=_private_directory(bench.main_dir / f"container-{job.job_id}"),
+        environment=environment,
+        environ=bench.environ,
+        mounts=mounts_of([cvmfs, *_linked(job, workdir), *named_files(environment)], workdir),
+        options=_options(queue.container_options or bench.settings.container_options, workdir),
+        gpu=_wants_gpu(bench.settings.container_gpu, job, queue),
+        memory_kb=memory_kb,
+        cvmfs=cvmfs,
+        logins=tuple(logins_of(job.secrets)),
+    )
+    for login in order.logins:
+        bench.masker.add(login.token)
+    return runtime.kind(order, runtime.program)
+
+
+def failure_of(container: Container, ended: Ended, mask: Callable[[str], str]) -> PilotError | None:
+    """The error of a container that did not come up, or that says so although it ended well; None if it did its part.
+
+    A container that was stopped or killed before its payload began is not at fault.
+    """
+    if container.started and ended.exit_code != 0:
+        return None
+    if ended.stopped or (ended.signum and not container.started):
+        return None
+    stderr = mask(tail(container.order.workdir / "payload.stderr", _STDERR))
+    return swallowed_failure(container.name, stderr) if container.started else container.failure(ended.status, stderr)
+
+
+def _private_directory(path: Path) -> Path:
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise PilotError(Code.SETUPFAILURE, f"{path}: {error.strerror}") from error
+    return path
+
+
+def _linked(job: Job, workdir: Path) -> list[Path]:
+    return linked_directories(workdir, [file.lfn for file in job.inputs])
+
+
+def _options(text: str, workdir: Path) -> tuple[str, ...]:
+    """Words of the queue's options; `${workdir}` in them is the job directory, whatever its name is made of."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise PilotError(Code.QUEUENOTSETUPFORCONTAINERS, f"container_options: {error}") from error
+    return tuple(word.replace("${workdir}", str(workdir)) for word in words)
+
+
+def _wants_gpu(setting: str, job: Job, queue: Queue) -> bool:
+    """`auto`: a queue of GPUs, or a job whose platform has a specification for one: `...#x86_64&nvidia`."""
+    if setting != "auto":
+        return setting == "on"
+    return queue.resource_type.lower() == "gpu" or "&" in job.platform
+
+
+def logins_of(secrets: Secret | None) -> Iterable[Login]:
+    """Logins for registries among the secrets of a job: `DOCKER_TOKENS`, itself JSON text or a list."""
+    try:
+        table = json.loads(secrets.reveal()) if secrets else {}
+        found = table.get(_TOKENS) or []
+        entries: list[Any] = json.loads(found) if isinstance(found, str) else found
+        return [login for entry in entries if (login := _login(entry))]
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        logger.warning("the job's secret %s is no list of logins", _TOKENS)  # no detail: it would show some of it
+        return []
+
+
+def _login(entry: Mapping[str, Any]) -> Login | None:
+    path, user, token = (str(entry.get(key) or "") for key in ("registry_path", "username", "token"))
+    try:
+        registry = urlsplit(path if "://" in path else f"docker://{path}").netloc
+    except ValueError:
+        registry = ""
+    if not (registry and user and token):
+        logger.warning("a login in the job's secret %s is not whole", _TOKENS)
+        return None
+    return Login(registry=registry, user=user, token=Secret(token))

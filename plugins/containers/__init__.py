@@ -1,0 +1,1 @@
+"""Ways to run a payload in a container, one file each."""
