@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,7 @@ class XrootdServer:
         extra: lines for its configuration, where `{base}` stands for that.
         checksums: the types it knows.
         authdb: who may do what, if `extra` says that it counts.
+        environ: further variables of the server.
     """
 
     base: Path
@@ -63,6 +65,7 @@ class XrootdServer:
     checksums: str = "adler32 md5 crc32"
     port: int = field(default_factory=free_port)
     http_port: int = field(default_factory=free_port)
+    environ: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -105,7 +108,7 @@ class XrootdServer:
         self.process = subprocess.Popen(
             [program("xrootd"), "-I", "v4", "-n", "t", "-c", str(config), "-l", str(self.base / "logs" / "log")],
             cwd=self.base / "admin",
-            env=os.environ | {"LD_PRELOAD": str(_shim())},
+            env=os.environ | self.environ | {"LD_PRELOAD": str(_shim())},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -123,7 +126,7 @@ class XrootdServer:
 
 
 @contextmanager
-def server(extra: str = "", **more: str) -> Iterator[XrootdServer]:
+def server(extra: str = "", **more: Any) -> Iterator[XrootdServer]:
     """A server of one's own."""
     debian("xrootd-server", "xrootd-server-plugins", "xrootd-client", "xrootd-plugins", provides=["xrootd", "xrdcp"])
     base = Path(tempfile.mkdtemp(prefix="xrootd-"))  # pytest's own directories are closed to other users
