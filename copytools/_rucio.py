@@ -147,7 +147,8 @@ _MEANINGS = (
     _Meaning("Operation expired|timed out|Timeout", lambda to: to.timed_out, Trait.RETRY),
     _Meaning("ServerConnectionException|DatabaseException|JSONDecodeError", _is(Code.RUCIOSERVICEUNAVAILABLE),
              Trait.RETRY),
-    _Meaning("RSEAccessDenied.*(onnection|onnect)|ConnectionError", _is(Code.RUCIOSERVICEUNAVAILABLE), Trait.RETRY),
+    _Meaning("RSEAccessDenied.*(onnection|onnect)", _is(Code.SERVICENOTAVAILABLE), Trait.RETRY),
+    _Meaning("ConnectionError", _is(Code.RUCIOSERVICEUNAVAILABLE), Trait.RETRY),
     _Meaning("CannotAuthenticate|AccessDenied|NoAuthInformation|InvalidAccount", lambda to: to.refused, Trait.NEXT),
     _Meaning("RSENotFound|RSEProtocol|InvalidPath|RSEFileNameNotSupported", _is(Code.NOSTORAGEPROTOCOL), Trait.NEXT),
     _Meaning("FileReplicaAlreadyExists", _is(Code.FILEEXISTS), Trait.NEXT),
@@ -156,7 +157,8 @@ _MEANINGS = (
 
 
 def _fault(error: Mapping[str, Any], direction: Direction) -> RucioError:
-    name, said = error["classes"][0], " ".join(str(error["message"]).split())[:_SAID]
+    name, said = error["classes"][0], " ".join(str(error["message"]).split())
+    said = re.sub(r"(\w+://[^\s?]+)\?[^\s'\"]+", r"\1", said)[:_SAID]  # what follows may be a signature
     text = f"{' '.join(error['classes'])} {said}"
     found = next((meaning for meaning in _MEANINGS if re.search(meaning.pattern, text)), None)
     code, trait = (found.code(direction), found.trait) if found else (direction.failed, Trait.RETRY)

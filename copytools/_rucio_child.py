@@ -182,7 +182,9 @@ def _known(rucio: Rucio, files: list[dict[str, Any]]) -> dict[str, dict[str, Any
 def _refuse_others(files: list[dict[str, Any]], known: dict[str, dict[str, Any]]) -> None:
     for file in files:
         entry = known.get(_did(file), {})
-        there = {kind: str(entry[kind]) for kind in ("bytes", *KEPT) if entry.get(kind) is not None}
+        there = {kind: str(entry[kind]).lower() for kind in ("bytes", *KEPT) if entry.get(kind) is not None}
+        if "adler32" in there:
+            there["adler32"] = there["adler32"].rjust(8, "0")  # some have cut zeros
         ours = {"bytes": str(file["bytes"]), **file["checksums"]}
         for kind in there.keys() & ours.keys():
             if there[kind] != ours[kind]:
