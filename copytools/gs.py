@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 from copytools._objects import CONNECT, MIB, SILENCE, Told, dataset_path, fetch, refuse_other, same
 from copytools._parts import Body, Lanes, Part, content_type, opened_output, sum_part
@@ -61,6 +62,15 @@ class Gs(CopyTool):
     def storage_path(self, file: File, storage_type: str, queue: str, job_id: int) -> str | None:
         """As Pilot 3 (PILOT3 4.6)."""
         return dataset_path(file, queue, job_id)
+
+    def sends_plain_logs(self, log: File) -> bool:
+        """As Pilot 3 (PILOT3 4.6)."""
+        return log.lfn.endswith("log.tgz")
+
+    def public_url(self, url: str) -> str:
+        """Where Google shows an object."""
+        bucket, name = place_of(url)
+        return f"https://storage.googleapis.com/{bucket}/{quote(name, safe='/~')}"
 
     def get(self, transfer: Transfer, handle: Handle) -> Stored:
         """Bring an object, in ranges side by side if it is large."""

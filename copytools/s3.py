@@ -86,6 +86,10 @@ class S3(CopyTool):
         """As Pilot 3 (PILOT3 4.6): only in storages for events and logs."""
         return dataset_path(file, queue, job_id) if storage_type in ("OS_ES", "OS_LOGS") else None
 
+    def sends_plain_logs(self, log: File) -> bool:
+        """As Pilot 3 (PILOT3 4.6): where the site says so."""
+        return log.lfn.endswith("log.tgz") and bool(self.context.environ.get("PANDA_PILOT_COPY_OUT_EXTEND"))
+
     def get(self, transfer: Transfer, handle: Handle) -> Stored:
         """Bring an object, in ranges side by side if it is large."""
         if self._is_presigned(transfer.url):
@@ -135,13 +139,14 @@ class S3(CopyTool):
             return self._connections
 
     def _object(self, url: str) -> _Object:
-        place = place_of(url, self._endpoint())
+        place = place_of(url, self._endpoint_of(url))
         with self._lock:
             if place.endpoint not in self._clients:
                 self._clients[place.endpoint] = self._client(place.endpoint)
             return _Object(self._clients[place.endpoint], place)
 
-    def _endpoint(self) -> str:
+    def _endpoint_of(self, url: str) -> str:
+        """The endpoint that the site has set, if any."""
         return str(self.context.options.get("endpoint_url") or self.context.environ.get("S3_ENDPOINT_URL", ""))
 
     def _client(self, endpoint: str) -> Any:

@@ -52,9 +52,14 @@ class Speaker:
 
 
 class Reporter:
-    """Makes the updates of one job."""
+    """Makes the updates of one job.
+
+    Attributes:
+        gtag: URL of the job's own log, once it can be read there; stands for the speaker's.
+    """
 
     def __init__(self, speaker: Speaker, experiment: Experiment, outcome: Outcome, getjob_seconds: float = 0.0) -> None:
+        self.gtag = ""
         self._speaker = speaker
         self._experiment = experiment
         self._outcome = outcome
@@ -80,7 +85,7 @@ class Reporter:
             node=speaker.node,
             queue=speaker.queue,
             scheduler_id=speaker.scheduler_id,
-            pilot_id=speaker.pilot_id(self._experiment.pilot_id(speaker.gtag, job.job_id)),
+            pilot_id=speaker.pilot_id(self._experiment.pilot_id(self.gtag or speaker.gtag, job.job_id)),
             batch_id=speaker.batch_id[:80],
             start_time=self._started,
             end_time=time.time() if final else None,

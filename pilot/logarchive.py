@@ -436,6 +436,29 @@ def _open_directory(root: str, path: str, device: int) -> int:
     return fd
 
 
+def masked_copy(
+    source: Path, target: Path, masker: Masker, parts: Iterable[Span] = (), limit: int = FILE_LIMIT
+) -> None:
+    """A masked copy of a log file, of its last `limit` bytes at most. Blocks.
+
+    Args:
+        source: a regular file, not a link.
+        target: a new file.
+        masker: covers the secrets.
+        parts: begin and end of what is wanted of it, bytes; all if none is given.
+        limit: bytes.
+
+    Raises:
+        OSError: it cannot be read, or the copy not be written.
+    """
+    with _opened(str(source), flags=os.O_NOFOLLOW) as fd, open(target, "xb") as copy:
+        size = os.fstat(fd).st_size
+        text = b"\0" not in os.pread(fd, 8192, 0)
+        for start, end in parts or [(0, size)]:
+            for block in _masked(fd, (max(start, end - limit), end), masker, text=text):
+                copy.write(block)
+
+
 def _is_core(head: bytes) -> bool:
     """True for an ELF file of type ET_CORE (4)."""
     return head[:4] == b"\x7fELF" and int.from_bytes(head[16:18], "little" if head[5:6] == b"\1" else "big") == 4

@@ -146,6 +146,14 @@ class CopyTool(ABC):
         """
         return None
 
+    def sends_plain_logs(self, log: File) -> bool:
+        """Whether a log goes file by file, to be read where it is, and not as an archive."""
+        return False
+
+    def public_url(self, url: str) -> str:
+        """What a person enters into a browser to see `url`."""
+        return url
+
     @abstractmethod
     def get(self, transfer: Transfer, handle: Handle) -> Stored:
         """Bring `transfer.url` to `transfer.path`. The final name appears only when the file is complete.

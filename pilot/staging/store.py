@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from pilot.errors import PilotError, Trait, TransferError
 from pilot.job import File
@@ -39,6 +39,16 @@ class Store:
         self._tools = tools
         self._launcher = launcher
         self._environment = environment
+
+    def any_tool(self, names: Iterable[str], test: Callable[[CopyTool], bool]) -> bool:
+        """Whether one of these tools can be used here and has a property."""
+        for name in names:
+            try:
+                if test(self._tools.get(name)):
+                    return True
+            except PilotError:
+                continue
+        return False
 
     async def destination(self, file: File, stop: Stop) -> tuple[Candidate, CopyTool]:
         """The best place of an output, and the tool that takes it there.

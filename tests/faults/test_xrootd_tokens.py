@@ -122,6 +122,7 @@ def test_a_token_opens_what_its_scope_says_both_ways(
     env = {"X509_CERT_DIR": str(keys.ca), how: token}
     if how == "BEARER_TOKEN_FILE":
         (tmp_path / "token").write_text(token)
+        (tmp_path / "token").chmod(0o600)  # XRootD passes over one that others may read
         env[how] = str(tmp_path / "token")
     url = secure(store)
     assert run("xrdcp", use, "get", f"{url}//granted/in", tmp_path / "in", env) == {"size": len(DATA)}
