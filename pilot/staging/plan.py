@@ -17,7 +17,7 @@ from pathlib import Path
 from pilot.errors import Code, Trait, TransferError
 from pilot.experiment import Experiment
 from pilot.job import File, Job, Kind
-from pilot.queuedata import Queue, QueueInfo, Storage, StorageProtocol, hash_path
+from pilot.queuedata import QueueInfo, Storage, StorageProtocol, hash_path
 from pilot.staging.catalogue import Catalogue
 from pilot.staging.choice import Candidate, Choice, not_mounted
 from pilot.staging.copytool import Handle
@@ -25,15 +25,12 @@ from pilot.staging.replicas import DIRECT_LAN, Place, Replicas, direct_schemes, 
 from pilot.staging.result import shown
 from pilot.staging.toolbox import ToolBox
 
-__all__ = ["Candidate", "Planner", "input_limit"]
+__all__ = ["Candidate", "Planner"]
 
 logger = logging.getLogger(__name__)
 
 #: The tool for paths.
 LOCAL_TOOL = "mv"
-
-#: MB of input that a queue without `maxwdir` allows (`maximum_input_file_sizes`, PILOT3 1.4).
-DEFAULT_INPUT_SIZE = 14336
 
 #: Activities of a storage's protocols, in the order to look; the last two are older names.
 READ, WRITE = ("read_lan", "read_wan", "pr", "r"), ("write_lan", "write_wan", "pw", "w")
@@ -120,10 +117,9 @@ class Planner:
         endpoint = self._output_endpoint(file, activities)
         choice = Choice()
         choice.ask(self._info.queue.tools(activities), partial(self._to_storage, file, endpoint, activities))
-        if not choice.found:
-            choice.nothing()
         self._tell(f"{file.kind.value}s", choice)
-        return [*choice.sure(), *self._alternative(file, endpoint, activities)]
+        found = [*choice.sure(), *self._alternative(file, endpoint, activities)]
+        return found or choice.nothing()
 
     def _tell(self, what: str, choice: Choice) -> None:
         """One line why a tool was chosen, not one for each file."""
@@ -306,13 +302,6 @@ class Planner:
         if path is None and not storage.is_deterministic:
             path = self._tools.get(tool).storage_path(file, storage.type, self._info.queue.name, self._job.job_id)
         return storage.surl(protocol, file.scope, file.lfn, path)
-
-
-def input_limit(queue: Queue) -> int | None:
-    """Bytes that all inputs of a job may have together, None if the queue does not care (PILOT3 4.4)."""
-    if queue.maxinputsize == -1:
-        return None
-    return (queue.maxwdir or DEFAULT_INPUT_SIZE) * 1024**2
 
 
 def _scheme(protocol: StorageProtocol) -> str:

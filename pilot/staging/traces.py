@@ -79,22 +79,27 @@ _STATES: Mapping[Code, str] = MappingProxyType(
         Code.MISSINGCREDENTIALS: "S3_ERROR",
         Code.REMOTEFILECOULDNOTBEOPENED: "FAILED_REMOTE_OPEN",
         Code.REMOTEFILEOPENTIMEDOUT: "FAILED_REMOTE_OPEN",
-        Code.STAGEINFAILED: "STAGEIN_ATTEMPT_FAILED",
-        Code.STAGEOUTFAILED: "STAGEOUT_ATTEMPT_FAILED",
+        Code.STAGEINFAILED: "COPY_ERROR",
+        Code.STAGEOUTFAILED: "COPY_ERROR",
     }
 )
 
 
-def client_state(error: PilotError | None, *, direct: bool = False) -> str:
+#: What all other codes are called.
+_OTHER = {Direction.IN: "STAGEIN_ATTEMPT_FAILED", Direction.OUT: "STAGEOUT_ATTEMPT_FAILED"}
+
+
+def client_state(error: PilotError | None, direction: Direction, *, direct: bool = False) -> str:
     """The `clientState` of a try: what became of it.
 
     Args:
         error: why it failed; None if it did not.
+        direction: of the file.
         direct: nothing was copied.
     """
     if error is None:
         return "FOUND_ROOT" if direct else "DONE"
-    return _STATES.get(error.code, "COPY_ERROR")
+    return _STATES.get(error.code, _OTHER[direction])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +158,7 @@ class Tracer(StagingObserver):
         self._send(
             self._common(trial.direction, trial.file)
             | {
-                "clientState": client_state(trial.error, direct=direct),
+                "clientState": client_state(trial.error, trial.direction, direct=direct),
                 "stateReason": self._reason(trial.error, "direct_access" if direct else "OK"),
                 "protocol": trial.url.partition("://")[0] if "://" in trial.url else "file",
                 "url": self._mask(shown(trial.url)),
@@ -178,7 +183,7 @@ class Tracer(StagingObserver):
         self._send(
             self._common(failure.direction, failure.file)
             | {
-                "clientState": client_state(failure.error),
+                "clientState": client_state(failure.error, failure.direction),
                 "stateReason": self._reason(failure.error, ""),
                 "timeEnd": now,
             }

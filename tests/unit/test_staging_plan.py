@@ -10,8 +10,10 @@ from pilot.errors import Code, PilotError
 from pilot.experiment import Experiment
 from pilot.job import File, Job, Kind
 from pilot.queuedata import Queue, QueueInfo
+from pilot.settings import Settings
 from pilot.staging.copytool import CopyTool
-from pilot.staging.plan import Candidate, Planner, input_limit
+from pilot.staging.limits import input_limit
+from pilot.staging.plan import Candidate, Planner
 from pilot.staging.toolbox import ToolBox, find_tool
 
 HASHED = "user/jwebb2/01/9f/user.jwebb2.66999._000001.top1outDS.tar"  # sPHENIX's own example
@@ -308,7 +310,7 @@ def test_s3_has_no_layout_for_other_storages(tmp_path):
     [({"maxinputsize": -1, "maxwdir": 10}, None), ({"maxwdir": 10}, 10 << 20), ({}, 14336 << 20)],
 )
 def test_the_limit_of_inputs_is_that_of_the_queue(record, limit):
-    assert input_limit(Queue.from_record(record, "Q")) == limit
+    assert input_limit(Settings(), Queue.from_record(record, "Q")) == limit
 
 
 # ------------------------------------------------------------------------------------------------------- which, and why
@@ -391,6 +393,11 @@ def test_a_log_may_go_where_data_go(tmp_path):
     log = File(kind=Kind.LOG, **FILE)
     assert ends(tmp_path, log, {}) == ["D"]
     assert ends(tmp_path, log, ON) == ["D", "A"]
+
+
+def test_an_output_whose_storage_nobody_can_write_to_goes_to_the_other_one(tmp_path):
+    plan = planner(tmp_path, {**WRITES, **ON}, {**STORAGES, "A": storage(("srm://a", "/"))})
+    assert [way.endpoint for way in plan.destinations(output())] == ["B"]
 
 
 def test_a_storage_that_nobody_can_write_to_is_no_other_one(tmp_path):

@@ -102,13 +102,12 @@ def test_the_event_tells_direction_and_kind_of_job(analysis, direction, event):
         (Code.NOREMOTESPACE, "NO_SPACE"),
         (Code.MISSINGCREDENTIALS, "S3_ERROR"),
         (Code.REMOTEFILEOPENTIMEDOUT, "FAILED_REMOTE_OPEN"),
-        (Code.STAGEINFAILED, "STAGEIN_ATTEMPT_FAILED"),
-        (Code.STAGEOUTFAILED, "STAGEOUT_ATTEMPT_FAILED"),
-        (Code.INTERNALPILOTPROBLEM, "COPY_ERROR"),
+        (Code.STAGEINFAILED, "COPY_ERROR"),
+        (Code.BADQUEUECONFIGURATION, "STAGEIN_ATTEMPT_FAILED"),
     ],
 )
 def test_each_error_has_its_state(code, state):
-    assert client_state(PilotError(code)) == state
+    assert client_state(PilotError(code), Direction.IN) == state
 
 
 def test_direct_access_is_told_as_such():
@@ -127,7 +126,7 @@ def test_what_nobody_could_try_has_a_trace_and_what_it_ended_has_none():
     tried = TransferError(Code.STAGEINFAILED, "no")
     made.tried(trial(tried))
     made.failed(FailedFile(file=INPUT, error=tried, direction=Direction.IN))
-    assert [trace["clientState"] for trace in sent] == ["NO_REPLICA", "STAGEIN_ATTEMPT_FAILED"]
+    assert [trace["clientState"] for trace in sent] == ["NO_REPLICA", "COPY_ERROR"]
 
 
 def test_users_are_named_only_if_that_is_set_and_a_site_may_have_its_own_name():
