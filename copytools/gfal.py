@@ -20,6 +20,7 @@ from pilot.staging.checksum import normal
 from pilot.staging.copytool import Handle, Stored, ToolContext, Transfer
 from pilot.staging.faults import Direction
 from pilot.staging.result import shown
+from pilot.staging.room import free_space
 
 #: What `gfal-rename` says where it is not possible.
 _NO_RENAME = {errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL}
@@ -67,6 +68,7 @@ class Gfal(RemoteTool):
         """`gfal-copy` without a checksum: we read the file ourselves, faster."""
         with speakable(path.parent) as folder:
             self._copy(handle, Direction.IN, transfer, url, url, f"file://{folder / path.name}", watch=path)
+        self._check_whole(url, path, transfer, handle)
         return {}
 
     def upload(self, url: str, transfer: Transfer, handle: Handle) -> Mapping[str, str]:
@@ -116,6 +118,20 @@ class Gfal(RemoteTool):
     def beside(self, url: str, suffix: str) -> str:
         """The URL of a name beside."""
         return escaped_beside(url, suffix)
+
+    def _check_whole(self, url: str, path: Path, transfer: Transfer, handle: Handle) -> None:
+        """`gfal-copy` (gfal2 2.21) calls it a success when our disk was full and the file is cut short."""
+        expected = transfer.size
+        if expected is None and not transfer.checksums:
+            there = self.look(url, (), handle)
+            expected = there.size if there else None
+        size = path.stat().st_size
+        if expected is None or size >= expected:
+            return
+        if free_space(path.parent) < expected - size:
+            detail = f"{path.parent} is full: {size} of {expected} bytes of {shown(url)}"
+            raise TransferError(Code.NOLOCALSPACE, detail, Trait.FATAL)
+        raise Direction.IN.fault(f"{shown(url)} gave {size} bytes, not {expected}", Trait.NEXT)
 
     def _sum(self, url: str, kind: str, handle: Handle) -> dict[str, str]:
         """Empty where the storage has none of that type."""

@@ -125,6 +125,8 @@ def _meaning(done: subprocess.CompletedProcess[str], direction: Direction, kind:
         return Code.FILEEXISTS, Trait.NEXT
     elif status == _FULL:
         return direction.no_space, Trait.NEXT
+    elif direction is Direction.IN and "No space left on device" in done.stderr:
+        return direction.no_space, Trait.FATAL
     elif direction is Direction.IN and _MISSING.search(done.stdout + done.stderr):
         return direction.missing, Trait.NEXT
     else:

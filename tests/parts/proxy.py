@@ -49,7 +49,11 @@ class Throttle:
             except OSError:
                 return
             self.accepted += 1
-            far = socket.create_connection(("127.0.0.1", self._target))
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:  # the server has died
+                near.close()
+                continue
             slow = self.accepted <= self._slow
             for source, target in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(source, target, slow), daemon=True).start()
