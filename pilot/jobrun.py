@@ -28,12 +28,14 @@ from pilot.debugcommands import Place, answer
 from pilot.debugmode import DebugMode
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
 from pilot.experiment import JOURNAL, KEPT, OWN_NAMES, SECRETS
+from pilot.features import benchmark_share
 from pilot.grace import SETTLE, Ledger
 from pilot.job import File, Job, Kind, Limits
 from pilot.jobreport import Reporter
 from pilot.journal import Journal
 from pilot.logarchive import archive_folder, make_log_archive
 from pilot.maskfile import MASKS
+from pilot.nodemap import copy_maps
 from pilot.outcome import FileOutcome, Outcome, Stopwatch, internal_error
 from pilot.outputs import Outputs
 from pilot.payload.process import tail
@@ -164,6 +166,7 @@ class JobRun:
         self._heartbeat.announce(State.STARTING)
         if self.job.debug:
             self._debug.told(f"debug,{self.job.debug_command.removeprefix('debug')}")
+        self.outcome.metrics |= benchmark_share(self.bench.environ, self.job.cores)
         _refuse_own_names(self.job)
         self._info = self.bench.info.overlaid(self.job.queue_overrides, self.job.storage_overrides)
         _refuse_missing_features(self.job)
@@ -332,6 +335,7 @@ class JobRun:
 
     def _pack(self, log: File, box: Stop) -> None:
         experiment = self.bench.experiment
+        copy_maps(self.bench.main_dir, self.workdir)
         moved = [*self.job.inputs, *self.job.outputs]
         with suppress(PilotError):  # of files that fail the job; the log shall tell it
             moved += experiment.outputs(self.job, self.workdir)

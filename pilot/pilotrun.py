@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from pilot.assembly import (
 )
 from pilot.batch import BatchFacts
 from pilot.bench import Bench
+from pilot.download import fetch_url
 from pilot.errors import Code, PilotError, ServerError
+from pilot.features import read_features
 from pilot.grace import node_grace
 from pilot.masking import Masker
 from pilot.node import read_node
+from pilot.nodemap import tell_node
 from pilot.outcome import Progress
 from pilot.pilotlog import PilotLog
 from pilot.processes import Processes
@@ -43,6 +47,7 @@ from pilot.signals import held, hold, listen
 from pilot.slot import Seat, Slot
 from pilot.slotend import batch_end
 from pilot.stop import Stop, in_thread
+from pilot.surroundings import describe
 from pilot.undelivered import deliver_all
 from pilot.version import __version__
 
@@ -53,6 +58,12 @@ FAREWELL_LEAST = 1.0
 
 #: Seconds to wait for the server's resource types: there is a table to do without.
 _RESOURCE_TYPES_PATIENCE = 10.0
+
+#: Seconds that the last job may have to wait for the map of the node to be sent.
+_MAP_PATIENCE = 1.0
+
+#: Seconds for one key of machine features at a URL.
+_FEATURE_TIMEOUT = 5.0
 
 Tick = Callable[[], Awaitable[None]]
 
@@ -178,10 +189,14 @@ class PilotRun:
             log.end_header()
             end = await stop.guard(in_thread(batch_end, place.environ))
             seat = replace(self._seat(info, place), batch_end=end)
+            mapping = asyncio.ensure_future(self._tell_node(info, place, server))
+            logger.info("%s", describe(place.environ, place.batch, bench.nest.slot))
             try:
                 await self._work(bench, Slot(bench, seat, stop, self._started), place, stop)
             finally:
                 bench.nest.close()
+                await asyncio.wait({mapping}, timeout=min(_MAP_PATIENCE, stop.deadline.remaining / 10))
+                mapping.cancel()
                 if bench.tracing:
                     await in_thread(bench.tracing.close, stop.deadline.remaining)
         finally:
@@ -210,6 +225,16 @@ class PilotRun:
             return []
         above = Path(self._settings.workdir).absolute() if self._settings.workdir else place.launch_dir
         return [*([Path(kept).absolute()] if kept else []), above]
+
+    async def _tell_node(self, info: QueueInfo, place: Place, server: Server) -> None:
+        told = server if self._experiment.sends_node_map() else None
+        fetch = partial(fetch_url, allow_http=self._settings.allow_http, timeout=_FEATURE_TIMEOUT)
+        try:
+            if features := await in_thread(read_features, place.environ, fetch):
+                logger.info("features: %s", " ".join(f"{key}={value}" for key, value in features.items()))
+            await tell_node(place.node, info.queue, place.main_dir, place.environ, told)
+        except Exception:  # the door: no job fails for a map of its node
+            logger.exception("the map of the node is left out")
 
     async def _farewell(self, greeting: asyncio.Future[None], server: Server, place: Place) -> None:
         await greeting

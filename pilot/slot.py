@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pilot.bench import Bench
+from pilot.chirp import find_chirp, set_attributes
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
 from pilot.job import Job
 from pilot.jobdef import job_identity, parse_job
@@ -19,7 +20,7 @@ from pilot.nodechecks import busy, check_cvmfs, space_limit
 from pilot.outcome import Outcome, internal_error
 from pilot.server.report import JobRequest, RawJob
 from pilot.slotend import NO_END, BatchEnd, SlotEnd
-from pilot.stop import Deadline, Stop
+from pilot.stop import Deadline, Stop, in_thread
 from pilot.watch.walltime import slot_seconds
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Slot:
         lifetime = self._lifetime() - (time.monotonic() - started)
         self._end = Deadline(min(lifetime, self._batch_end.remaining))
         self._task: int | None = None
+        self._chirping: asyncio.Future[None] | None = None
         self._silence: ServerError | None = None
         self._done = 0
         self._lost: list[int] = []
@@ -190,6 +192,7 @@ class Slot:
             logger.exception("internal error in a job definition")
             await self._refuse(raw, internal_error(error))
             return
+        self._tell_batch(job)
         run = JobRun(
             self._bench,
             job,
@@ -201,6 +204,14 @@ class Slot:
         self._count(await run.run())
         if self._bench.settings.allow_same_user:
             self._task = job.task_id or self._task
+
+    def _tell_batch(self, job: Job) -> None:
+        """HTCondor's users look for PanDA's jobs in its own queue. Nobody waits for it."""
+        bench = self._bench
+        if program := find_chirp(bench.environ):
+            pilot_id = bench.speaker.pilot_id(bench.experiment.pilot_id(bench.speaker.gtag, job.job_id))
+            attributes = {"PandaID": str(job.job_id), "PandaPilotId": pilot_id}
+            self._chirping = asyncio.ensure_future(in_thread(set_attributes, program, attributes, bench.environ))
 
     def _parse(self, raw: RawJob) -> Job:
         Fields(raw).check_sizes()  # before it is looked through for secrets and put into the log

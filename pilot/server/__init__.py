@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from pilot.server.report import JobRequest, RawJob, Reply, Report
@@ -32,6 +32,12 @@ class Server(Protocol):
 
     async def worker_status(self, status: str, worker_id: str, harvester_id: str, node: str, queue: str) -> None:
         """Say that this worker `started` or `finished`; a failure is a warning."""
+
+    async def update_worker_node(self, mapping: Mapping[str, Any]) -> None:
+        """Send the map of the node; a failure is a warning."""
+
+    async def update_worker_gpu(self, mapping: Mapping[str, Any]) -> None:
+        """Send the map of its GPUs of one model; a failure is a warning."""
 
     async def get_job_status(self, job_ids: Iterable[int]) -> dict[int, tuple[str, int]]:
         """State and attempt number of jobs that the server knows.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,12 @@ class NoServer:
         return Reply()
 
     async def worker_status(self, status: str, worker_id: str, harvester_id: str, node: str, queue: str) -> None:
+        """Nobody wants to know."""
+
+    async def update_worker_node(self, mapping: Mapping[str, Any]) -> None:
+        """Nobody wants to know."""
+
+    async def update_worker_gpu(self, mapping: Mapping[str, Any]) -> None:
         """Nobody wants to know."""
 
     async def get_job_status(self, job_ids: Iterable[int]) -> dict[int, tuple[str, int]]:
