@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import os
 import time
@@ -10,15 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from pilot.cli.terminal import Terminal
 from pilot.errors import Code, Trait, TransferError
-from pilot.job import File, Kind
+from pilot.job import File, Job, Kind
+from pilot.outcome import Shown
 from pilot.staging.call import StagingLimits, storage_of
 from pilot.staging.engine import StagingEngine
 from pilot.staging.faults import Direction
 from pilot.staging.pace import Pace, PaceLimits
 from pilot.staging.plan import Candidate
 from pilot.staging.progress import ProgressLine, duration
-from pilot.staging.result import Progress
+from pilot.staging.result import Progress, StagingResult
 from pilot.staging.room import Room
 from pilot.staging.slots import Slots
 from pilot.staging.toolbox import ToolBox
@@ -372,3 +375,24 @@ def test_the_log_says_how_far_transfers_are(tmp_path, caplog):
     lines = [message for message in caplog.messages if message.startswith("stage-in: ")]
     assert lines
     assert all(" of 8 files, " in line and "MB" in line for line in itertools.islice(lines, 1, None))
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_live_line_of_a_job_has_its_transfers(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    screen, job = Screen(), Job(job_id=1)
+    terminal = Terminal(screen)
+    terminal.job(job)
+    terminal.phase(job, "stagein")
+    shown = Shown(terminal, job)
+    shown.started(Progress(Direction.IN, 8, 4_000_000_000))
+    terminal.phase(job, "stagein")
+    assert "bringing inputs 0.0 s, 0 of 8 files, 0 B of 4.0 GB" in screen.getvalue()
+    shown.ended(StagingResult())
+    screen.truncate(0)
+    terminal.phase(job, "payload")
+    assert "files" not in screen.getvalue()
