@@ -129,7 +129,9 @@ class RucioServer:
         self.call("POST", f"/scopes/{account}/{name}")
         return name
 
-    def make_rse(self, name: str, url: str, prefix: str = "//rucio/", site: str = "", **attributes: Any) -> str:
+    def make_rse(
+        self, name: str, url: str, prefix: str = "//rucio/", site: str = "", kind: str = "DISK", **attributes: Any
+    ) -> str:
         """Make a deterministic RSE on a server (`XrootdServer.url`) that everybody may fill; returns its name.
 
         Args:
@@ -137,10 +139,11 @@ class RucioServer:
             url: scheme, host and port.
             prefix: of all paths there; rucio-clients look for it in URLs, so it must not be a part of their beginning.
             site: that it belongs to: clients there are on its LAN.
+            kind: DISK or TAPE.
             attributes: further ones.
         """
         parts = urlsplit(url)
-        self.call("POST", f"/rses/{name}", {"deterministic": True, "rse_type": "DISK"})
+        self.call("POST", f"/rses/{name}", {"deterministic": True, "rse_type": kind})
         implementation = {"root": "xrootd.Default", "file": "posix.Default"}.get(parts.scheme, "gfal.Default")
         rights = {"read": 1, "write": 1, "delete": 1}
         protocol = {

@@ -20,7 +20,7 @@ from plugins.catalogues.rucio import Rucio
 from tests.parts import free_port
 from tests.parts.rucio import PILOT, STRANGER
 
-HERE, THERE, OTHER = "CAT_HERE", "CAT_THERE", "CAT_OTHER"
+HERE, THERE, OTHER, TAPE = "CAT_HERE", "CAT_THERE", "CAT_OTHER", "CAT_TAPE"
 _NUMBERS = itertools.count()
 
 
@@ -30,6 +30,7 @@ def place(rucio):
     rucio.make_scope("cat")
     rucio.make_rse(HERE, "root://here.example.org:1094", site="SITE-HERE")
     rucio.make_rse(THERE, "root://there.example.org:1094")
+    rucio.make_rse(TAPE, "root://tape.example.org:1094", kind="TAPE")
     rucio.make_rse(OTHER, "https://other.example.org:443", "/rucio/")
     return rucio
 
@@ -87,6 +88,11 @@ class TestReplicas:
         place.add_replica(OTHER, "cat", lfn, size=7, adler32="00000007")
         (replica,) = catalogue().replicas([File(lfn=lfn, kind=Kind.INPUT, scope="cat")], handle())[lfn]
         assert replica.url.startswith("https://other.example.org")
+
+    def test_tape_is_left_out(self, place, catalogue):
+        lfn = name()
+        place.add_replica(TAPE, "cat", lfn, size=7, adler32="00000007")
+        assert catalogue().replicas([File(lfn=lfn, kind=Kind.INPUT, scope="cat")], handle()) == {}
 
     def test_unknown_files_and_scopes_have_no_replicas(self, catalogue):
         for scope in ("cat", "noscope"):

@@ -96,6 +96,14 @@ def test_nothing_is_registered_by_default(place):
     assert place.rucio.did(SCOPE, definition["logFile"]) is None
 
 
+def test_a_job_can_bring_the_wish(place):
+    definition = job(place, queue(place, catchall=""))
+    definition["jobPars"] += """ --overwriteQueueData "{'catchall': 'register'}\""""
+    done, said = run(place, definition)
+    assert done.state == "finished", said
+    assert place.rucio.did(SCOPE, definition["logFile"]) is not None
+
+
 def test_tool_registers_where_its_options_say_so(place):
     definition = job(place, queue(place, "rucio", {"no_register": False}, catchall=""))
     done, said = run(place, definition)
