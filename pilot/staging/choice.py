@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from pilot.errors import PilotError, Trait, TransferError
@@ -37,6 +37,13 @@ class Candidate:
     doubt: str = field(default="", compare=False)
 
 
+class Told(NamedTuple):
+    """A line for the log, empty if there is nothing to tell; with the same key it says the same of another file."""
+
+    text: str
+    key: tuple[str, ...]
+
+
 class Choice:
     """The ways that were found for one file, and what was wrong with others."""
 
@@ -56,16 +63,17 @@ class Choice:
         """Without those that are doubtful, unless there are no others."""
         return [way for way in self.found if not way.doubt] or self.found
 
-    def told(self) -> str:
-        """The tool that comes first and why not another one; empty if nobody was passed over."""
+    def told(self) -> Told:
+        """The tool that comes first and why not another one."""
         ways = self.sure()
         doubts = {way.tool: way.doubt for way in self.found if way.doubt and way not in ways}
         passed = {tool: error.detail for tool, error in self._problems.items()} | doubts
-        reasons = "; ".join(f"{tool}: {why}" for tool, why in passed.items())
-        if not (ways and reasons):
-            return ""
+        if not (ways and passed):
+            return Told("", ())
         first = ways[0]
-        return f"{first.tool} is used{f' for {first.endpoint}' if first.endpoint else ''}; passed over: {reasons}"
+        reasons = "; ".join(f"{tool}: {why}" for tool, why in passed.items())
+        text = f"{first.tool} is used{f' for {first.endpoint}' if first.endpoint else ''}; passed over: {reasons}"
+        return Told(text, (first.tool, first.endpoint, *passed))
 
     def nothing(self) -> NoReturn:
         """Raise the first problem, with the others in its detail."""

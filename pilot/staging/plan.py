@@ -72,7 +72,7 @@ class Planner:
         self._reading = ["read_lan_analysis", "read_lan"] if self._analysis else ["read_lan"]
         self._near = info.queue.storages(self._reading)
         self._replicas = Replicas(info.queue, self._near, catalogue)
-        self._said: set[tuple[str, str]] = set()
+        self._said: set[tuple[str, ...]] = set()
         self._final = experiment.mv_to_final_destination or info.queue.catchall_flag("mv_final_destination")
 
     def look_up(self, files: Sequence[File], handle: Handle) -> Sequence[File]:
@@ -94,7 +94,8 @@ class Planner:
         choice = Choice()
         choice.found += self._here(file)
         local = bool(choice.found)
-        choice.ask(tools, partial(self._elsewhere, file, self._places(file, local)))
+        if (places := self._places(file, local)) != []:
+            choice.ask(tools, partial(self._elsewhere, file, places))
         if not choice.found and (self._input_dir or tools == [LOCAL_TOOL]):  # let the first place say what is missing
             return [Candidate(tool=LOCAL_TOOL, url=str(next(self._local_places(file, tools))))]
         if not choice.found:
@@ -123,9 +124,9 @@ class Planner:
 
     def _tell(self, what: str, choice: Choice) -> None:
         """One line why a tool was chosen, not one for each file."""
-        text = choice.told()
-        if text and (what, text) not in self._said:
-            self._said.add((what, text))
+        text, key = choice.told()
+        if text and (what, *key) not in self._said:
+            self._said.add((what, *key))
             logger.info("%s: %s", what, text)
 
     def _nothing(self, choice: Choice) -> None:
@@ -152,7 +153,11 @@ class Planner:
         return list(dict.fromkeys([*found, *(scheme for scheme in DIRECT_LAN if scheme in direct)]))
 
     def _places(self, file: File, local: bool) -> list[Place] | None:
-        """The replicas of a file; None if only the layout of its storage can tell."""
+        """The replicas of a file; None if only the layout of its storage can tell.
+
+        Raises:
+            TransferError: NOREPLICAS (1326), if the file is not here either.
+        """
         if not self._replicas.known:
             return None
         try:

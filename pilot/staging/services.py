@@ -16,7 +16,7 @@ from pilot.job import Job
 from pilot.server.tls import find_tls
 from pilot.settings import Rank, Settings
 from pilot.staging.catalogue import Catalogue, CatalogueContext
-from pilot.staging.traces import TraceFacts, Tracer, TraceSender
+from pilot.staging.traces import TraceFacts, Tracer, TraceSender, trace_version
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ def make_tracing(
         queue=queue,
         site=environ.get("RUCIO_LOCAL_SITE_ID", ""),
         host=environ.get("PANDA_HOSTNAME") or os.uname().nodename,
+        version=trace_version(),
         user_dn=settings.trace_user_dn,
     )
     return Tracing(sender=TraceSender(transport), facts=facts, mask=mask)

@@ -110,12 +110,14 @@ class TraceFacts:
         queue: PanDA resource (`pq`).
         site: `RUCIO_LOCAL_SITE_ID`; empty: the first endpoint of the files counts.
         host: name of the node.
+        version: `<pilot>+<rucio client>`, as far as there is one.
         user_dn: send the user's name as it is, not only its MD5.
     """
 
     queue: str = ""
     site: str = ""
     host: str = ""
+    version: str = __version__
     user_dn: bool = False
 
 
@@ -143,6 +145,8 @@ class Tracer(StagingObserver):
         self._uuid = _uuid(job)
         self._started: dict[Direction, float] = {}
         self._causes: set[int] = set()
+        files = (*job.inputs, *job.outputs, *([job.log] if job.log else []))
+        self._site = next((file.endpoint for file in files if file.endpoint), "")
 
     def started(self, progress: Progress) -> None:
         """A call begins: that is `timeStart` of its traces."""
@@ -155,7 +159,7 @@ class Tracer(StagingObserver):
         if trial.error:
             self._causes.add(id(trial.error))
         direct = bool(trial.staged and trial.staged.file.turl)
-        self._send(
+        self._give(
             self._common(trial.direction, trial.file)
             | {
                 "clientState": client_state(trial.error, trial.direction, direct=direct),
@@ -180,7 +184,7 @@ class Tracer(StagingObserver):
             return
         self._causes.add(id(failure.error))
         now = time.time()
-        self._send(
+        self._give(
             self._common(failure.direction, failure.file)
             | {
                 "clientState": client_state(failure.error, failure.direction),
@@ -188,6 +192,11 @@ class Tracer(StagingObserver):
                 "timeEnd": now,
             }
         )
+
+    def _give(self, trace: Mapping[str, Any]) -> None:
+        """A place that nobody has named is none of Rucio's: such as a file that the batch system has brought."""
+        if trace["localSite"] and trace["remoteSite"]:
+            self._send(trace)
 
     def _common(self, direction: Direction, file: File) -> dict[str, Any]:
         """All fields, in Pilot 3's order; those that a try knows better are set by it."""
@@ -197,10 +206,10 @@ class Tracer(StagingObserver):
         start = self._started.get(direction, time.time())
         return {
             "eventType": f"{event}_a" if job.is_analysis else event,
-            "eventVersion": _version(),
+            "eventVersion": facts.version,
             "protocol": None,
             "clientState": "INIT_REPORT",
-            "localSite": facts.site or file.endpoint,
+            "localSite": facts.site or file.endpoint or self._site,
             "remoteSite": file.endpoint,
             "timeStart": start,
             "catStart": start,
@@ -336,7 +345,7 @@ def _uuid(job: Job) -> str:
     return hashlib.md5(f"ppilot_{job.definition_id}".encode(), usedforsecurity=False).hexdigest()
 
 
-def _version() -> str:
+def trace_version() -> str:
     """`<pilot>+<rucio client>`, as far as there is one."""
     from importlib.metadata import PackageNotFoundError, version
 

@@ -110,6 +110,12 @@ def test_each_error_has_its_state(code, state):
     assert client_state(PilotError(code), Direction.IN) == state
 
 
+def test_a_place_without_a_name_is_not_told_of():
+    made, sent = tracer()
+    made.tried(trial(endpoint="", file=File(lfn="f", kind=Kind.INPUT)))
+    assert sent == []
+
+
 def test_direct_access_is_told_as_such():
     made, sent = tracer()
     file = File(lfn="f", kind=Kind.INPUT, turl="root://a//f")
