@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ from pilot.job import File, Kind
 from pilot.queuedata import hash_path
 from pilot.staging.copytool import ToolContext, Transfer
 from pilot.testing.copytool import CopyToolConformance, WatchfulHandle, checksums
+from tests.grid import processes_with
 from tests.parts import free_port
 from tests.parts.xrootd import server as xrootd_server
 
@@ -127,6 +130,20 @@ class TestFaults:
         with pytest.raises(TransferError) as caught:
             tool.get(transfer(file_url("DEAD", "faults", "never"), path), WatchfulHandle())
         assert caught.value.trait is Trait.RETRY
+        assert not list(tmp_path.iterdir())
+
+    def test_hanging_storage_ends_with_the_handle_and_leaves_no_program(self, storage, tmp_path):
+        tool = Rucio(ToolContext(environ={**storage.environ, "HANGS": (mark := f"hangs-{os.getpid()}")}))
+        storage.write(f"rucio/{hash_path('faults', 'big')}", b"x" * 1000)
+        handle = WatchfulHandle()
+        os.kill(storage.pid, signal.SIGSTOP)
+        try:
+            threading.Timer(1.5, handle.terminate).start()
+            with pytest.raises(TransferError):
+                tool.get(transfer(file_url("CONFORMANCE", "faults", "big"), tmp_path / "big"), handle)
+            assert not processes_with(f"HANGS={mark}")
+        finally:
+            os.kill(storage.pid, signal.SIGCONT)
         assert not list(tmp_path.iterdir())
 
     def test_hanging_server_ends_with_the_handle(self, rucio, storage, output):
