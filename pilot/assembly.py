@@ -15,9 +15,10 @@ from pilot import plugins
 from pilot.batch import BatchFacts
 from pilot.bench import Bench
 from pilot.cgroup import Nest
+from pilot.credentials import Keeper, find_key
 from pilot.download import fetch_url
 from pilot.errors import Code, PilotError
-from pilot.experiment import KEPT, Experiment
+from pilot.experiment import KEPT, NOTE, Experiment
 from pilot.job import Job
 from pilot.jobreport import Speaker
 from pilot.masking import Masker
@@ -28,6 +29,7 @@ from pilot.processes import Processes
 from pilot.queuedata import Queue, QueueInfo, Sources
 from pilot.removal import remove_tree
 from pilot.server import Server
+from pilot.server.client import PandaServer
 from pilot.server.tls import Tls
 from pilot.settings import Settings
 from pilot.staging.catalogue import Catalogue
@@ -142,6 +144,26 @@ def make_bench(
         store=lambda of, job: make_store(settings, of, job, place, experiment, processes),
         logship=lambda of, job, workdir: make_logship(settings, of, job, workdir, place, masker),
         main_dir=place.main_dir,
+        credentials=make_keeper(settings, server, info, place, masker) if isinstance(server, PandaServer) else None,
+    )
+
+
+def make_keeper(settings: Settings, server: PandaServer, info: QueueInfo, place: Place, masker: Masker) -> Keeper:
+    """Who looks after the pilot's credentials."""
+    renews = settings.token_renewal and not info.queue.catchall_flag("no_token_renewal")
+    named = place.environ.get("PANDA_AUTH_TOKEN_KEY", "") if renews else ""
+    directories = [Path(place.environ.get("PANDA_AUTH_DIR") or "."), place.launch_dir, place.main_dir]
+    return Keeper(
+        server,
+        server.auth,
+        find_experiment(settings.pilot_user),
+        scratch=place.main_dir,
+        verify=settings.verify_proxy,
+        enough=settings.proxy_limit,
+        token_key=find_key(named, directories),
+        payload_proxy=settings.payload_proxy,
+        verify_payload_proxy=settings.verify_payload_proxy,
+        tell=masker.add,
     )
 
 
@@ -270,6 +292,6 @@ def make_logship(
 
 def remove_main_dir(place: Place, cleanup: bool) -> None:
     """Remove what `make_main_dir` made; never the launch directory, nor the directory of a job that shall be kept."""
-    kept = any(place.main_dir.glob(f"*/{KEPT}"))
+    kept = any(any(place.main_dir.glob(f"*/{name}")) for name in (KEPT, NOTE))
     if cleanup and place.main_dir != place.launch_dir and not kept:
         remove_tree(place.main_dir)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pilot.cgroup import Nest
+from pilot.credentials import Keeper
 from pilot.experiment import Experiment
 from pilot.job import Job
 from pilot.jobreport import Speaker
@@ -51,3 +52,4 @@ class Bench:
     store: Callable[[QueueInfo, Job], Store]
     logship: Callable[[QueueInfo, Job, Path], LogShip | None]
     main_dir: Path
+    credentials: Keeper | None = None

@@ -173,6 +173,14 @@ class Experiment:
             logger.warning("%s is not sent: %s", JOB_REPORT, error.strerror)
             return ""
 
+    def proxy_role(self, job: Job | None) -> str:
+        """The VOMS role to ask the server for: for a user's job, or for the pilot itself; empty for no proxy from there.
+
+        Args:
+            job: whose payload gets it; None for the pilot.
+        """
+        return ""
+
     def sends_node_map(self) -> bool:
         """Whether the server gets the map of the worker node."""
         return False

@@ -38,7 +38,7 @@ from pilot.maskfile import MASKS
 from pilot.nodemap import copy_maps
 from pilot.outcome import FileOutcome, Outcome, Stopwatch, internal_error
 from pilot.outputs import Outputs
-from pilot.payload.process import tail
+from pilot.payload.extract import last_words
 from pilot.payloadrun import PayloadRun, Scene
 from pilot.plainlog import send_plain_log
 from pilot.registering import Registrar, wants_registration
@@ -197,6 +197,7 @@ class JobRun:
         error = PilotError(error.code, self.bench.masker.mask(error.detail))  # it goes to the server, too
         logger.error("job %d: %s", self.job.job_id, error)
         self.outcome.fail(error)
+        self.outcome.metrics["fault"] = self.outcome.blame
         self._note("failed", code=int(error.code), diag=error.diag)
 
     def _enter(self, phase: str, *, sync: bool = False, **facts: Any) -> None:
@@ -266,6 +267,8 @@ class JobRun:
     # --------------------------------------------------------------------------------------------------------- payload
 
     async def _run_payload(self) -> None:
+        if self.bench.credentials:
+            self._around.variables |= await self.stop.guard(self.bench.credentials.for_payload(self.job))
         scene = Scene(
             bench=self.bench,
             job=self.bench.experiment.inputs_ready(self.outcome.staged_job, self.workdir),
@@ -289,7 +292,15 @@ class JobRun:
 
     def _make_outputs(self) -> Outputs:
         return Outputs(
-            self.bench, self.job, self._info, self.workdir, self.stop, self.outcome, keep=self._keep, note=self._note
+            self.bench,
+            self.job,
+            self._info,
+            self.workdir,
+            self.stop,
+            self.outcome,
+            keep=self._keep,
+            note=self._note,
+            register=partial(self._register, Kind.OUTPUT, self.stop) if self._registrar else None,
         )
 
     # -------------------------------------------------------------------------------------------------- outputs and log
@@ -400,7 +411,8 @@ class JobRun:
 
     def _final(self) -> Report:
         mask = self.bench.masker.mask
-        extract = mask(tail(self.workdir / "payload.stderr")) if self.outcome.error else ""
+        error = self.outcome.error
+        extract = last_words(self.workdir, error.code, mask) if error else ""
         extract = "\n".join(filter(None, [extract, *self.outcome.story]))
         try:
             metadata = mask(self.bench.experiment.payload_metadata(self.workdir))

@@ -189,14 +189,17 @@ class PilotRun:
             log.end_header()
             end = await stop.guard(in_thread(batch_end, place.environ))
             seat = replace(self._seat(info, place), batch_end=end)
-            mapping = asyncio.ensure_future(self._tell_node(info, place, server))
+            beside = [asyncio.ensure_future(self._tell_node(info, place, server))]
+            if bench.credentials:
+                beside.append(asyncio.ensure_future(bench.credentials.keep(stop)))
             logger.info("%s", describe(place.environ, place.batch, bench.nest.slot))
             try:
                 await self._work(bench, Slot(bench, seat, stop, self._started), place, stop)
             finally:
                 bench.nest.close()
-                await asyncio.wait({mapping}, timeout=min(_MAP_PATIENCE, stop.deadline.remaining / 10))
-                mapping.cancel()
+                await asyncio.wait({beside[0]}, timeout=min(_MAP_PATIENCE, stop.deadline.remaining / 10))
+                for task in beside:
+                    task.cancel()
                 if bench.tracing:
                     await in_thread(bench.tracing.close, stop.deadline.remaining)
         finally:

@@ -264,13 +264,17 @@ class Settings:
     load_factor: float = opt(1.2, "load per core above which a node is busy", env="PILOT_LOAD_FACTOR",
                              ini="Pilot.load_factor", kind=FACTOR)
     cvmfs: bool = opt(True, "do not check CVMFS", "-b --nocvmfs", sets=False)
-    verify_proxy: bool = opt(True, "do not check the proxy", "-t --noproxyverification", sets=False,
-                             later="credential checks")
+    verify_proxy: bool = opt(True, "do not check the proxy or token", "-t --noproxyverification", sets=False)
+    # ATLAS gives 72 h less 20 min of grace to a pilot that may run many jobs (PILOT3 7.7).
+    proxy_limit: float = opt(3600.0, "life that a proxy must have left for a job to be taken", ini="Pilot.proxy_limit",
+                             new=True)
+    payload_proxy: str = opt("none", "X.509 proxy of payloads: none, the pilot's, or a user's from the server for "
+                             "analysis jobs", ini="Pilot.payload_proxy", kind=one_of("none", "pilot", "server"),
+                             queue="pilot_payload_proxy", new=True)
     # With Pilot 3 this flag switched the check off, against its name (PILOT3 10.5, 41).
     verify_payload_proxy: bool = opt(True, "check the payload's proxy (Pilot 3 did not check it with this flag)",
-                                     "-u --verifypayloadproxy", sets=True, later="credential checks")
-    token_renewal: bool = opt(True, "do not renew the token", "-y --notokenrenewal", sets=False,
-                              later="credential checks")
+                                     "-u --verifypayloadproxy", sets=True)
+    token_renewal: bool = opt(True, "do not renew the token", "-y --notokenrenewal", sets=False)
     use_rucio_traces: bool = opt(True, "send a trace for each transfer", "--use-rucio-traces")
     catalogue: str = opt("", "where replicas are asked for and outputs registered: rucio; none: nowhere", "--catalogue",
                          ini="Pilot.catalogue", kind=LOWER, queue="pilot_catalogue", new=True)

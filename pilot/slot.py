@@ -115,6 +115,8 @@ class Slot:
         """Ask until there is a job, at most as often as the settings say; every wait ends at once on a stop."""
         settings = self._bench.settings
         await self._check_software()
+        if self._bench.credentials:
+            await self._stop.guard(self._bench.credentials.check())
         tries = max(1, min(settings.getjob_requests, settings.getjob_failures)) if settings.update_server else 1
         for attempt in range(tries):
             free = self._check_space()

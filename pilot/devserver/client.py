@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Self, cast
 
 from pilot.devserver.app import Settings
@@ -173,6 +174,7 @@ class DevServer(Client):
         files: directory to serve under `/cache/`. state: SQLite file. record: JSONL file for the exchanges.
         token, origin: credentials to ask for. cert, key, client_ca: PEM files for TLS and client certificates.
         ca: PEM to check the server's certificate with; by default the certificate itself.
+        grants: `proxy` or `token` to a file with what is handed out.
         faults: as for `fault`. adder_delay: seconds from a final report to the last state.
         host, port: where it listens; port 0 is any.
 
@@ -198,6 +200,7 @@ class DevServer(Client):
         client_ca: Path | None = None,
         ca: Path | None = None,
         faults: Sequence[str] = (),
+        grants: Mapping[str, Path] = MappingProxyType({}),
         adder_delay: float = 0.2,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -208,6 +211,7 @@ class DevServer(Client):
         paths |= {"cert": cert, "key": key, "client-ca": client_ca, "token": self._token_file(token)}
         arguments = [f"--{name}={path.resolve()}" for name, path in paths.items() if path is not None]
         arguments += [f"--fault={fault}" for fault in faults]
+        arguments += [f"--grant={what}={path.resolve()}" for what, path in grants.items()]
         arguments += [f"--origin={origin}"] if origin else []
         arguments += [f"--api={api}", f"--adder-delay={adder_delay}", f"--host={host}", f"--port={port}"]
         self._errors = (self._own / "stderr").open("w+", encoding="utf-8")

@@ -97,6 +97,11 @@ def _prepare(server: Server, args: argparse.Namespace) -> None:
         server.app.admin.submit(load(path))
     for text in args.fault:
         server.app.faults.add(parse(text))
+    for text in args.grant:
+        what, _, name = text.partition("=")
+        if what not in ("proxy", "token") or not Path(name).is_file():
+            raise UsageError(f"--grant {text!r} is not proxy=FILE or token=FILE")
+        server.app.state.grant({"token": "access token"}.get(what, what), Path(name))
     for text in args.command:
         job_id, _, command = text.partition(":")
         if not job_id.isdigit() or not command:

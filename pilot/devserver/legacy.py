@@ -45,11 +45,9 @@ class Legacy:
             "updateEventRange": self._for_pilots(self._update_event_range),
             "updateEventRanges": self._for_pilots(self._update_event_ranges),
             "checkEventsAvailability": lambda _, __: _json({"nEventRanges": 0}),
-            "getProxy": lambda request, _: _json(_denied(_not_listed(request.identity, "proxy")), code=70),
+            "getProxy": self._credential("proxy"),
             "getKeyPair": self._get_key_pair,
-            "get_access_token": lambda request, _: _json(
-                _denied(_not_listed(request.identity, "access token")), code=70
-            ),
+            "get_access_token": self._credential("access token"),
             "get_token_key": self._get_token_key,
             "get_user_secrets": self._get_user_secrets,
             "getResourceTypes": lambda request, _: _encoded(request, {"Returns": 0, "ResourceTypes": RESOURCE_TYPES}),
@@ -57,6 +55,15 @@ class Legacy:
             "ackCommands": lambda request, _: _encoded(request, {"Returns": 0}),
             "setDebugMode": self._set_debug_mode,
         }
+
+    def _credential(self, what: str) -> Handler:
+        def hand_out(request: Request, _: dict[str, Any]) -> Answer:
+            text = self._state.granted(what)
+            if text is None:
+                return _json(_denied(_not_listed(request.identity, what)), code=70)
+            return _json({"userProxy": text})
+
+        return hand_out
 
     def method(self, path: str) -> str:
         """The name that a call has in v1 for a path that is ours and known, else empty."""

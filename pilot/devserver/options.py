@@ -63,6 +63,13 @@ def _add_doors(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--client-ca", type=Path, metavar="PEM", help="take client certificates and proxies of this CA")
     group.add_argument("--token", metavar="FILE|TEXT", help="ask for this bearer token; better a file than its text")
     group.add_argument("--origin", metavar="VO.ROLE", help="the Origin header that goes with the token")
+    group.add_argument(
+        "--grant",
+        action="append",
+        default=[],
+        metavar="proxy|token=FILE",
+        help="hand out the text of FILE to whoever asks for a proxy or an access token; the real server knows who may",
+    )
 
 
 def _add_orders(parser: argparse.ArgumentParser) -> None:

@@ -116,6 +116,7 @@ class State:
         url: str = "",
     ) -> None:
         self._url = url
+        self._grants: dict[str, Path] = {}
         self._lock = threading.RLock()
         self._clock = clock
         self._adder_delay = adder_delay
@@ -128,6 +129,17 @@ class State:
         """Write out and forget everything; no other method may be called after it."""
         with self._lock:
             self._db.close()
+
+    # --- credentials
+
+    def grant(self, what: str, path: Path) -> None:
+        """Hand out the text of a file as `proxy` or `access token`; it is read anew each time."""
+        self._grants[what] = path
+
+    def granted(self, what: str) -> str | None:
+        """The text, None if nobody gets one."""
+        path = self._grants.get(what)
+        return path.read_text(encoding="utf-8") if path else None
 
     # --- jobs in
 

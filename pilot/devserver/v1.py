@@ -50,8 +50,8 @@ class V1:
             "creds/get_key_pair": lambda who, _: _denied(
                 f"Failed since '{who.user}' not authorized with 'k' in {_RIGHTS}"
             ),
-            "creds/get_proxy": lambda who, _: _denied(_not_listed(who, "proxy")),
-            "creds/get_access_token": lambda who, _: _denied(_not_listed(who, "access token")),
+            "creds/get_proxy": self._credential("proxy"),
+            "creds/get_access_token": self._credential("access token"),
             "creds/get_token_key": lambda who, _: _denied(
                 f"Denied since '{who.user}' not authorized with 't' in {_RIGHTS}"
             ),
@@ -186,6 +186,13 @@ class V1:
         return reply(data={"Returns", event_returns(ranges), "Commands", event_commands(ranges)})
 
     # --- Harvester
+
+    def _credential(self, what: str) -> Handler:
+        def hand_out(who: Identity, _: dict[str, Any]) -> Reply:
+            text = self._state.granted(what)
+            return _denied(_not_listed(who, what)) if text is None else reply(data={"user_proxy": text})
+
+        return hand_out
 
     def _noted(self, kind: str, counted: str = "", message: str = "") -> Handler:
         """A handler that keeps what it is told; for each element of `counted` it answers true."""

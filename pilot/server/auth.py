@@ -76,11 +76,28 @@ class TokenFile:
             now = stamp(path)
             with self._lock:
                 if self._read is None or self._read[:2] != (path, now):
-                    self._read = (path, now, _read_token(path))
+                    self._read = (path, now, read_secret(path))
                     self._tell(self._read[2])
                 return self._read[2]
         except OSError as error:
             raise CredentialError(f"token file {path}: {error.strerror or error}") from None
+
+    def renew(self, token: Secret, scratch: Path) -> Path:
+        """Put a new token in the place of the file, or into `scratch` where we may not write: secrets may be mounted.
+
+        Raises:
+            OSError: neither can be written.
+        """
+        text = token.reveal().strip() + "\n"
+        try:
+            place = self.find()
+            write_private(place, text)
+        except (OSError, CredentialError):
+            place = scratch / "renewed_token"
+            write_private(place, text)
+            with self._lock:
+                self._places = [place, *(path for path in self._places if path != place)]
+        return place
 
     def find(self) -> Path:
         """Where it is.
@@ -102,7 +119,29 @@ def _places(name: str, directories: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys([path.absolute(), *(directory / path for directory in directories)]))
 
 
-def _read_token(path: Path) -> Secret:
+def write_private(path: Path, text: str) -> None:
+    """Write a file anew, by rename, that only its owner may read.
+
+    Raises:
+        OSError: it cannot be written; the old one is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_secret(path: Path) -> Secret:
+    """The token or key in a file.
+
+    Raises:
+        CredentialError: it is empty, or holds what no header may. It does not show it.
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file:
         text = (
             file.read(_TOKEN_LIMIT).decode("utf-8", "replace").strip()

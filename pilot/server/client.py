@@ -125,6 +125,11 @@ class PandaServer:
         log.info("server %s, %s", transport.url, auth.kind)
         return cls(transport, auth, api=api, timeout=timeout)
 
+    @property
+    def auth(self) -> Auth:
+        """What is shown to it."""
+        return self._auth
+
     async def acquire(self, request: JobRequest) -> list[RawJob]:
         """Ask once for jobs: none is an empty list.
 

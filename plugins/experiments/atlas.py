@@ -96,6 +96,8 @@ class Atlas(Generic):
         "rucio_host": "https://voatlasrucio-server-prod.cern.ch:443",
         "rucio_traces_url": "https://rucio-lb-prod.cern.ch/traces/",
         "kill_for_memory": True,
+        "proxy_limit": 72 * 3600.0 - 20 * 60.0,
+        "payload_proxy": "server",
         "container_setup": "alrb",
     }
 
@@ -191,6 +193,10 @@ class Atlas(Generic):
         except (ValueError, KeyError, IndexError, TypeError, RecursionError):  # no such report
             return text
         return json.dumps(report)
+
+    def proxy_role(self, job: Job | None) -> str:
+        """Production for the pilot, none for a user."""
+        return "atlas" if job else "atlas:/atlas/Role=production"
 
     def sends_node_map(self) -> bool:
         """The maps of worker nodes and GPUs are ATLAS'."""

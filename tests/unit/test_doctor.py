@@ -23,6 +23,7 @@ from pilot.doctor import credentials, disk, network, node
 from pilot.doctor.check import Finding, Level, Patient, ok
 from pilot.doctor.examine import CHECKS, examine, worst
 from pilot.flags import run_parser
+from pilot.server.expiry import certificate_end
 from pilot.settings import TABLE, Settings
 from tests.parts import cannot, free_port, program
 
@@ -243,7 +244,7 @@ def certificate(tmp_path_factory) -> Path:
 def test_the_end_of_a_certificate_is_read_as_openssl_does(certificate):
     told = subprocess.run(["openssl", "x509", "-noout", "-enddate", "-in", certificate], capture_output=True, text=True)
     end = datetime.strptime(told.stdout.strip(), "notAfter=%b %d %H:%M:%S %Y GMT").replace(tzinfo=UTC)
-    assert credentials.certificate_end(certificate) == end.timestamp()
+    assert certificate_end(certificate) == end.timestamp()
     finding = credentials.credential(patient("--cacert", str(certificate)))
     assert (finding.level, "h left" in finding.found) == (Level.OK, True)
 
@@ -257,14 +258,14 @@ def test_a_chain_ends_with_the_first_of_its_certificates_and_a_proxy_at_its_end_
     proxy = tmp_path / "proxy"
     proxy.write_text("".join(path.read_text() for path in (certificate, tmp_path / "ended")))
     proxy.chmod(0o600)
-    assert credentials.certificate_end(proxy) == pytest.approx(time.time() - 86400, abs=60)
+    assert certificate_end(proxy) == pytest.approx(time.time() - 86400, abs=60)
     finding = credentials.credential(patient("--cacert", str(proxy)))
     assert (finding.level, "ended" in finding.found) == (Level.FAILURE, True)
 
 
 def test_a_file_without_a_certificate_has_no_end(tmp_path):
     (tmp_path / "x").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-    assert credentials.certificate_end(tmp_path / "x") is None
+    assert certificate_end(tmp_path / "x") is None
 
 
 def test_the_directory_of_cas_must_have_some(tmp_path, certificate):

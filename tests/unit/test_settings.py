@@ -268,9 +268,6 @@ class TestLater:
     def test_switching_off_what_is_not_there_is_no_reason_to_warn(self, load):
         assert load("-t", "-b", "-y", "--use-rucio-traces", "False").later() == []
 
-    def test_asking_for_what_is_the_default_but_not_there_is(self, load):
-        assert load("-u").later() == ["--verifypayloadproxy (credential checks)"]
-
     def test_value_that_is_the_default_is_not(self, load):
         assert load("--es-executor-type", "generic").later() == []
         assert load("--es-executor-type", "raythena").later() == ["--es-executor-type (event service)"]

@@ -1,0 +1,166 @@
+"""Credentials of real pilots: looked at before a job, renewed by the server, kept from payloads."""
+
+import base64
+import json
+import stat
+import subprocess
+import time
+
+import pytest
+
+from tests.grid import Grid, until
+from tests.parts import program
+
+
+def token(seconds):
+    """A JSON web token that ends in so many seconds; nobody checks its signature here."""
+    parts = [{"alg": "none"}, {"exp": int(time.time() + seconds), "sub": "pilot"}]
+    words = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
+    return ".".join([*words, "c2lnbmF0dXJl"])
+
+
+def certificate(folder, name, days):
+    """A certificate with its key, that lasts for so many days."""
+    new = [program("openssl"), "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key"]
+    subprocess.run([*new, "-out", f"{name}.req"], cwd=folder, check=True, capture_output=True)
+    sign = ["openssl", "x509", "-req", "-in", f"{name}.req", "-signkey", f"{name}.key", "-days", str(days)]
+    subprocess.run([*sign, "-out", f"{name}.cert"], cwd=folder, check=True, capture_output=True)
+    path = folder / f"{name}.pem"
+    path.write_text((folder / f"{name}.cert").read_text() + (folder / f"{name}.key").read_text())
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture(scope="module")
+def proxies(tmp_path_factory):
+    """Certificates that have ended, end soon, and last."""
+    folder = tmp_path_factory.mktemp("proxies")
+    return {name: certificate(folder, name, days) for name, days in (("ended", -1), ("user", 2), ("lasting", 10))}
+
+
+@pytest.fixture
+def grid(tmp_path, proxies):
+    (tmp_path / "fresh").write_text(token(86400))
+    with Grid(tmp_path / "grid", grants={"token": tmp_path / "fresh", "proxy": proxies["user"]}) as grid:
+        yield grid
+
+
+def pilot_with(grid, *options, env, queue="Q"):
+    """A pilot that does look at its credentials: the grid's own options have `-t`."""
+    grid_options = grid.options
+    grid.options = lambda *more, queue=queue: [word for word in grid_options(*more, queue=queue) if word != "-t"]
+    try:
+        return grid.pilot(*options, env=env, queue=queue)
+    finally:
+        grid.options = grid_options
+
+
+def analysis(grid, command, **fields):
+    """A user's job: its transformation comes from the web."""
+    (grid.files / "run.sh").write_text(f"#!/bin/bash\n{command}\n")
+    url = f"{grid.server.url}/cache/run.sh"
+    return grid.job(queue="USERS", prodSourceLabel="user", transformation=url, jobPars="", **fields)
+
+
+def test_no_job_is_taken_with_a_token_that_has_ended(grid, tmp_path):
+    (job_id,) = grid.submit(grid.job())
+    (tmp_path / "token").write_text(token(-60))
+    pilot = pilot_with(grid, env={"PANDA_AUTH_TOKEN": str(tmp_path / "token"), "PANDA_AUTH_ORIGIN": "vo"})
+
+    assert pilot.wait() == 68
+    assert "1163 NOPROXY" in pilot.text
+    assert "it ended" in pilot.text
+    assert grid.job_of(job_id).state == "activated"
+
+
+def test_the_option_t_switches_the_look_off(grid, tmp_path):
+    (job_id,) = grid.submit(grid.job())
+    (tmp_path / "token").write_text(token(-60))
+    assert grid.pilot(env={"PANDA_AUTH_TOKEN": str(tmp_path / "token"), "PANDA_AUTH_ORIGIN": "vo"}).wait() == 0
+    assert grid.job_of(job_id).state == "finished"
+
+
+@pytest.mark.parametrize("mounted", [False, True], ids=["beside", "read-only"])
+def test_a_token_is_renewed_by_the_server(grid, tmp_path, mounted):
+    """In its place, or in the pilot's own directory when it is on a volume that cannot be written to."""
+    folder = tmp_path / "secret"
+    folder.mkdir()
+    file = folder / "token"
+    file.write_text(token(-60))
+    (tmp_path / "key").write_text("the-key-of-the-token\n")
+    if mounted and subprocess.run(["mount", "--bind", "-o", "ro", folder, folder], check=False).returncode:
+        pytest.skip("no right to mount")
+    try:
+        if mounted:
+            subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        (job_id,) = grid.submit(grid.job("sleep 1"))
+        names = {
+            "PANDA_AUTH_TOKEN": str(file),
+            "PANDA_AUTH_ORIGIN": "vo",
+            "PANDA_AUTH_TOKEN_KEY": str(tmp_path / "key"),
+        }
+        pilot = pilot_with(grid, env=names)
+        assert pilot.wait() == 0, pilot.text
+    finally:
+        if mounted:
+            subprocess.run(["umount", folder], check=True)
+    assert grid.job_of(job_id).state == "finished"
+    assert "the credential is renewed" in pilot.text
+    assert "the-key-of-the-token" not in pilot.text
+    assert (tmp_path / "fresh").read_text() not in pilot.text
+    if not mounted:
+        assert file.read_text().strip() == (tmp_path / "fresh").read_text()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_no_token_is_renewed_without_leave(grid, tmp_path):
+    (tmp_path / "token").write_text(token(-60))
+    (tmp_path / "key").write_text("k" * 20)
+    names = {"PANDA_AUTH_TOKEN": str(tmp_path / "token"), "PANDA_AUTH_TOKEN_KEY": str(tmp_path / "key")}
+    assert pilot_with(grid, "-y", env={**names, "PANDA_AUTH_ORIGIN": "vo"}).wait() == 68
+
+
+def test_a_proxy_that_has_ended_and_one_that_is_too_short_end_the_pilot(grid, proxies):
+    grid.submit(grid.job())
+    ended = pilot_with(grid, env={"X509_USER_PROXY": str(proxies["ended"])})
+    assert ended.wait() == 68
+    assert "1373 CERTIFICATEHASEXPIRED" in ended.text
+
+    settings = grid.top / "long.cfg"
+    settings.write_text(grid.settings.read_text() + f"proxy_limit = {5 * 86400}\n")
+    short = pilot_with(grid, "--config", str(settings), env={"X509_USER_PROXY": str(proxies["user"])})
+    assert short.wait() == 80
+    assert "1382 PROXYTOOSHORT" in short.text
+    assert "120.0 h are needed" in short.text
+
+
+def test_a_payload_gets_no_proxy_unless_it_shall(grid, proxies):
+    (job_id,) = grid.submit(grid.job('test -z "$X509_USER_PROXY"'))
+    assert pilot_with(grid, env={"X509_USER_PROXY": str(proxies["lasting"])}).wait() == 0
+    assert grid.job_of(job_id).state == "finished"
+
+
+def test_a_user_s_payload_gets_the_user_s_proxy_and_not_ours(grid, proxies):
+    grid.queue("USERS", params={"pilot_payload_proxy": "server", "pilot_free_space_limit": 0})
+    command = (
+        'stat -c %a "$X509_USER_PROXY" >mode; cp "$X509_USER_PROXY" given; openssl x509 -noout -subject -in given >who'
+    )
+    (job_id,) = grid.submit(analysis(grid, command, outputs=["who", "mode"]))
+    pilot = pilot_with(grid, "-j", "user", env={"X509_USER_PROXY": str(proxies["lasting"])}, queue="USERS")
+
+    assert pilot.wait() == 0, pilot.text
+    done = grid.job_of(job_id)
+    assert done.state == "finished", pilot.text
+    assert "user" in done.path("who").read_text()
+    assert done.path("mode").read_text() == "600\n"
+    assert b"PRIVATE KEY" not in b"".join(done.log().values())
+
+
+def test_a_payload_whose_proxy_has_ended_is_not_started(tmp_path, proxies):
+    with Grid(tmp_path / "other", grants={"proxy": proxies["ended"]}) as grid:
+        grid.queue("USERS", params={"pilot_payload_proxy": "server", "pilot_free_space_limit": 0})
+        (job_id,) = grid.submit(analysis(grid, "true"))
+        pilot_with(grid, "-j", "user", env={"X509_USER_PROXY": str(proxies["lasting"])}, queue="USERS").wait()
+        until(lambda: grid.job_of(job_id).state == "failed")
+        assert grid.job_of(job_id).code == 1163
+        assert "the payload's proxy ended" in grid.job_of(job_id).diag
