@@ -4,7 +4,8 @@ Finished is a file that the payload has renamed into place, or that was closed a
 (`early_stageout=closed`); or one that it names in a manifest, one LFN a line (`early_stageout=manifest`).
 
 Nothing here can fail a job: what does not work is left to the stage-out after the payload. That one leaves out what is
-there already and did not change; a file that did change is removed from its storage and sent again.
+there already and did not change; a file that did change is removed from its storage and sent again, unless the
+catalogue knows it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -49,6 +50,7 @@ class EarlyOut:
         store: removes them.
         stop: the job's: ends everything at once.
         keep: notes a file that arrived.
+        register: lets the catalogue know of what arrived; None if the pilot does not.
         manifest: name of the file in which the payload lists finished outputs; empty to go by closed files.
         quiet: seconds that a closed file must be left alone.
     """
@@ -62,6 +64,7 @@ class EarlyOut:
         stop: Stop,
         keep: Callable[[StagingResult], None],
         *,
+        register: Callable[[], Awaitable[None]] | None = None,
         manifest: str = "",
         quiet: float = 10.0,
     ) -> None:
@@ -72,6 +75,9 @@ class EarlyOut:
         self._parent = stop
         self._stop = Stop(stop)
         self._keep = keep
+        self._register = register
+        self._registering = asyncio.Lock()
+        self._registered: set[str] = set()
         self._manifest = manifest
         self._quiet = quiet
         self._watch = Directory(workdir, self._changed)
@@ -106,6 +112,10 @@ class EarlyOut:
         Args:
             outputs: all of them.
             forget: takes back what was noted of a file whose copy is removed because it has changed.
+
+        Raises:
+            PilotError: STAGEOUTFAILED (1137), a file has changed that is in the catalogue already: who reads from there
+                must not find another file.
         """
         await self._settle()
         self._parent.detach(self._stop)
@@ -130,6 +140,9 @@ class EarlyOut:
         return now is not None and now != self._done[lfn][1]
 
     async def _take_back(self, staged: StagedFile) -> None:
+        if staged.file.lfn in self._registered:
+            detail = f"{staged.file.lfn} changed after it was staged out and registered"
+            raise PilotError(Code.STAGEOUTFAILED, detail)
         logger.warning("%s changed after it was staged out: it is removed there and sent again", staged.file.lfn)
         try:
             await self._store.remove(staged.tool, staged.url, self._parent)
@@ -194,12 +207,24 @@ class EarlyOut:
                 self._done[file.lfn] = staged, before
                 self._keep(StagingResult(staged=(staged,)))
                 logger.info("%s was staged out while the payload runs", file.lfn)
+                await self._let_know(file.lfn)
             for failure in result.failed:
                 logger.warning("%s is left to the stage-out: %s", file.lfn, failure.error)
         except Exception:  # a bug here must not cost the job its outputs
             logger.exception("%s is left to the stage-out", file.lfn)
         finally:
             del self._moving[file.lfn]
+
+    async def _let_know(self, lfn: str) -> None:
+        if self._register is None:
+            return
+        try:
+            async with self._registering:
+                await self._register()
+        except PilotError as error:
+            logger.warning("%s is registered later: %s", lfn, error)
+        else:
+            self._registered.add(lfn)
 
 
 def identity(path: Path) -> Identity | None:

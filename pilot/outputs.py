@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,7 @@ class Outputs:
         outcome: what became of the job.
         keep: notes files that arrived; raises for those that did not.
         note: writes a step with its facts into the journal.
+        register: lets the catalogue know of the outputs that are stored; None if the pilot does not.
 
     Attributes:
         is_idle: True if there was nothing to do for the payload: each output may be missing then.
@@ -51,6 +52,7 @@ class Outputs:
         outcome: Outcome,
         keep: Callable[[StagingResult], None],
         note: Callable[..., None],
+        register: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._bench = bench
         self._job = job
@@ -60,6 +62,7 @@ class Outputs:
         self._outcome = outcome
         self._keep = keep
         self._note = note
+        self._register = register
         self._engine = bench.engine(info, job)
         self._custody: Custody | None = None
         self._place: Path | None = None
@@ -77,6 +80,7 @@ class Outputs:
             self._bench.store(self._info, self._job),
             self._stop,
             self._keep,
+            register=self._register,
             manifest=settings.early_manifest if settings.early_stageout == "manifest" else "",
             quiet=settings.early_quiet,
         )
@@ -132,7 +136,7 @@ class Outputs:
             await self._find_place(self._custody, patience)
 
     async def _find_place(self, custody: Custody, patience: float) -> bool:
-        folder = Path(self._bench.settings.keep_undelivered).absolute()
+        folder = Path(self._bench.settings.keep_undelivered)
         try:
             place = await asyncio.wait_for(in_thread(custody.place, folder), patience)
         except (OSError, TimeoutError) as problem:

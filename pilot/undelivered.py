@@ -106,6 +106,7 @@ class Custody:
         Raises:
             OSError: the folder cannot be made.
         """
+        folder = folder.absolute()
         folder.mkdir(mode=0o770, parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder} is not ours to write to")
@@ -122,9 +123,7 @@ class Custody:
             try:
                 self._workdir.rename(target)
             except OSError:  # another file system
-                partial = target.with_name(f".{target.name}.partial")
-                shutil.copytree(self._workdir, partial, symlinks=True)
-                partial.rename(target)
+                _copy(self._workdir, target)
                 remove_tree(self._workdir)
         except OSError as error:
             logger.error("%s stays where it is: %s", self._workdir, error)
@@ -283,6 +282,17 @@ class Delivery:
         self._journal.record("reported", sync=True)
         logger.info("job %d: delivered and reported %s", self._note.job.job_id, reply.command or "finished")
         return True
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """Whole or not at all."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.copytree(folder, partial, symlinks=True)
+        partial.rename(target)
+    except OSError:
+        remove_tree(partial)
+        raise
 
 
 def _is_there(path: Path) -> bool:

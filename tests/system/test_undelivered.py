@@ -163,6 +163,26 @@ def a_job_directory_moves_to_another_file_system(top: Path) -> None:
 
 
 @scenario
+def what_does_not_fit_where_it_shall_be_kept_stays_in_the_work_directory(top: Path) -> None:
+    with Grid(top) as grid:
+        kept = grid.top / "kept"
+        kept.mkdir()
+        blocker = block(grid, "a")
+        (job_id,) = grid.submit(grid.job("head -c 1000000 /dev/zero > a", outputs=["a"]))
+        run = (sys.executable, "-m", "pilot.cli.main", "run")
+        mount = f'mount -t tmpfs -o size=500k none {kept} && exec "$@"'
+        pilot = grid.pilot(
+            "--keep-undelivered", str(kept), command=("unshare", "-m", "bash", "-c", mount, "bash", *run)
+        )
+        assert pilot.wait() == 0, pilot.text
+        assert finals(grid, job_id) == ["holding"]
+        assert len(list(grid.work.glob("*/PanDA_Pilot-*/a"))) == 1, pilot.text
+        blocker.unlink()
+        assert grid.pilot(str(grid.work), command=DELIVER).wait() == 0
+        assert grid.job_of(job_id).state == "finished"
+
+
+@scenario
 def a_note_of_another_user_or_with_paths_in_it_is_refused(top: Path) -> None:
     with Grid(top) as grid:
         job_id, kept, blocker = kept_job(grid)
