@@ -87,6 +87,7 @@ COMMON: tuple[Matcher, ...] = (
     row(r"Cannot find a valid frontier connection", Code.FRONTIER, "report"),
     row(r"bad_alloc", Code.BADALLOC, "report"),
     row(r"No space left on device", Code.NOLOCALSPACE, "stderr"),
+    row(r"fork: (retry: )?Resource temporarily unavailable", Code.RESOURCEUNAVAILABLE, "stderr"),
     row(r"prepare 5 database is locked|Error SQLiteStatement", Code.NFSSQLITE, "stdout"),
     row(r"^ERROR: unable to fetch source tarball from web", Code.MISSINGUSERCODE, "stdout"),
     # These have no code of their own in the table: what they say is whose fault it is.

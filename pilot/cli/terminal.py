@@ -82,6 +82,9 @@ class Terminal(Progress):
             self.line(f"{self._paint(_GREEN, '✓')} {title(outcome.job)} finished in {spent}")
         else:
             self.line(f"{self._paint(_RED, '✗')} {title(outcome.job)} failed after {spent}: {outcome.error}")
+            if not self._quiet:
+                code = int(outcome.error.code)
+                self.line(f"  fault  {outcome.blame}; `pilot explain {code}` says what it means and what to do")
 
     def waiting(self, what: str, seconds: float) -> None:
         """Show what the slot waits for."""

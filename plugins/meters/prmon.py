@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pilot.cgroup import Group
-from pilot.processes import Processes, send, wait_exit
+from pilot.processes import send, wait_exit
 from pilot.watch.meter import Meter, Sample, Subject
 from pilot.watch.timeline import SUMMARY, TABLE
 
@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between its samples (PILOT3 5.3).
 _INTERVAL = 60
+
+#: How often one that crashed is started again (PILOT3 5.3).
+_RESTARTS = 5
 
 #: Seconds that it gets to write its summary once it was told to; it looks once a second.
 _PATIENCE = 3.0
@@ -34,7 +37,8 @@ class Prmon(Meter):
     def __init__(self) -> None:
         self._table = Path()
         self._process: subprocess.Popen[Any] | None = None
-        self._processes: Processes | None = None
+        self._subject: Subject | None = None
+        self._crashes = 0
 
     @classmethod
     def problem(cls, group: Group | None, environ: Mapping[str, str]) -> str:
@@ -42,14 +46,18 @@ class Prmon(Meter):
         return "" if shutil.which("prmon", path=environ.get("PATH")) else "there is no program prmon in PATH"
 
     def attach(self, subject: Subject) -> None:
-        """Start it, with the command line of Pilot 3 (PILOT3 5.3)."""
+        """Start it."""
+        self._subject = subject
+        self._table = subject.workdir / TABLE
+        self._start(subject, subject.pid)
+
+    def _start(self, subject: Subject, pid: int) -> None:
+        """The command line of Pilot 3 (PILOT3 5.3)."""
         program = shutil.which("prmon", path=subject.environ.get("PATH")) or "prmon"
         options = ["--filename", TABLE, "--json-summary", SUMMARY, "--interval", str(_INTERVAL)]
-        self._table = subject.workdir / TABLE
-        self._processes = subject.processes
         try:
             self._process = subject.processes.start(
-                [program, "--pid", str(subject.pid), *options],
+                [program, "--pid", str(pid), *options],
                 cwd=subject.workdir,
                 env=dict(subject.environ),
                 stdin=subprocess.DEVNULL,
@@ -59,8 +67,24 @@ class Prmon(Meter):
         except OSError as error:
             logger.warning("prmon does not start: %s", error)
 
+    def _revive(self) -> None:
+        """Start it again if it crashed, or if what it followed, such as a preprocess, has ended before the payload."""
+        subject, process = self._subject, self._process
+        if subject is None or process is None or process.poll() is None or self._crashes > _RESTARTS:
+            return
+        members = subject.members()
+        if not members:
+            return
+        if process.returncode:
+            self._crashes += 1
+            logger.warning("prmon ended with %d", process.returncode)
+        subject.processes.forget(process)
+        if self._crashes <= _RESTARTS:
+            self._start(subject, members[0])
+
     def sample(self) -> Sample:
         """The last whole line of its table; nothing before there is one."""
+        self._revive()
         try:
             lines = self._table.read_text().splitlines()
         except (OSError, ValueError):
@@ -71,8 +95,8 @@ class Prmon(Meter):
 
     async def close(self) -> None:
         """Have it write its summary (SIGUSR1), and end it if it does not."""
-        process, processes = self._process, self._processes
-        if process is None or processes is None:
+        process, subject = self._process, self._subject
+        if process is None or subject is None:
             return
         for signum in (signal.SIGUSR1, signal.SIGKILL):
             if process.returncode is None:
@@ -81,7 +105,7 @@ class Prmon(Meter):
                     await asyncio.wait_for(wait_exit(process), _PATIENCE)
                 except TimeoutError:
                     logger.warning("prmon does not end after %s", signum.name)
-        processes.forget(process)
+        subject.processes.forget(process)
 
 
 def _sample(row: Mapping[str, int]) -> Sample:

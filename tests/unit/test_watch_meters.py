@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import sys
+import time
 
 import pytest
 
@@ -273,3 +274,17 @@ class TestChoice:
             *("--pid", "77", "--filename", TABLE, "--json-summary", SUMMARY, "--interval", "60")
         ]  # fmt: skip
         assert (tmp_path / SUMMARY).exists()
+
+    def test_prmon_that_crashes_is_started_again_five_times_and_follows_what_lives(self, tmp_path, processes):
+        tool, pids = tmp_path / "bin" / "prmon", tmp_path / "pids"
+        tool.parent.mkdir()
+        tool.write_text('#!/bin/bash\necho "$2" >> pids; exit 3\n')
+        tool.chmod(0o755)
+        environ = {"PATH": f"{tool.parent}:{os.environ['PATH']}"}
+        meter = choose_meter("prmon", None, environ)
+        meter.attach(Subject(pid=77, members=lambda: [78], workdir=tmp_path, processes=processes, environ=environ))
+        for _ in range(60):
+            meter.sample()
+            time.sleep(0.01)
+        asyncio.run(meter.close())
+        assert pids.read_text().split() == ["77", *["78"] * 5]
