@@ -17,6 +17,7 @@ from zlib import adler32
 
 import pytest
 
+from pilot.queuedata import hash_path
 from tests.grid import ENDPOINT, SCOPE, Grid
 from tests.parts import free_port, program
 from tests.parts.rucio import RucioServer
@@ -48,6 +49,12 @@ class Site:
         storages = {"read_lan": [BAD, GOOD], "write_lan": [ENDPOINT], "pl": [ENDPOINT]}
         record = {"copytools": {"xrdcp": {}, "mv": {}}, "acopytools": tools, "astorages": storages}
         return self.grid.queue(name, params={**free, **found, **(params or {})}, **{**record, **fields})
+
+    def storage(self, name: str, *protocols: dict[str, Any]) -> None:
+        """A further storage to write to."""
+        path = self.grid.files / "storages.json"
+        record = {"name": name, "is_deterministic": True, "arprotocols": {"write_lan": list(protocols)}}
+        path.write_text(json.dumps({**json.loads(path.read_text()), name: record}))
 
     def add(self, lfn: str, **where: bytes) -> None:
         """A file that Rucio says is on both storages; what is there, if anything, is another matter."""
@@ -164,19 +171,14 @@ def test_a_payload_reads_over_the_network_what_is_not_copied(site: Site) -> None
 
 def test_an_output_and_a_log_go_to_another_storage_when_theirs_takes_nothing(site: Site) -> None:
     closed = site.xrootd.data / "closed"
-    closed.mkdir(mode=0o555, exist_ok=True)
-    storages = site.grid.files / "storages.json"
-    known = storages.read_text()
-    protocol = {"endpoint": site.xrootd.url, "path": "//closed", "id": 1}
-    record = {"name": "CLOSED", "is_deterministic": True, "arprotocols": {"write_lan": [protocol]}}
+    closed.mkdir(mode=0o555)
+    site.storage("CLOSED", {"endpoint": site.xrootd.url, "path": "//closed"})
+    write = {"read_lan": [BAD, GOOD], "write_lan": ["CLOSED", ENDPOINT], "pl": ["CLOSED"]}
+    queue = site.queue("OTHER", {"allow_altstageout": True}, astorages=write)
+    job = site.job("echo done > out.OTHER", [], queue) | {"ddmEndPointOut": "CLOSED,CLOSED"}
     try:
-        storages.write_text(json.dumps({**json.loads(known), "CLOSED": record}))
-        write = {"read_lan": [BAD, GOOD], "write_lan": ["CLOSED", ENDPOINT], "pl": ["CLOSED"]}
-        queue = site.queue("OTHER", {"allow_altstageout": True}, astorages=write)
-        job = site.job("echo done > out.OTHER", [], queue) | {"ddmEndPointOut": "CLOSED,CLOSED"}
         seen, text = site.run(job)
     finally:
-        storages.write_text(known)
         shutil.rmtree(closed)
     assert seen["state"] == "finished", text[-4000:]
     log = job["logFile"]
@@ -189,6 +191,28 @@ def test_an_output_and_a_log_go_to_another_storage_when_theirs_takes_nothing(sit
         ("put_sm", log, "CLOSED", "XRDCP_ERROR"),
         ("put_sm", log, ENDPOINT, "DONE"),
     ]
+
+
+@pytest.mark.parametrize("mounted", [True, False], ids=["mounted", "not-mounted"])
+def test_a_storage_that_is_mounted_is_used_by_path_and_else_by_xrdcp(site: Site, mounted: bool) -> None:
+    name = f"DUAL_{mounted:d}"
+    where = site.grid.top / name
+    if mounted:
+        where.mkdir()
+    ways = [{"endpoint": "file://localhost", "path": str(where)}, {"endpoint": site.xrootd.url, "path": f"//{name}"}]
+    site.storage(name, *ways)
+    tools = {"read_lan": ["mv", "xrdcp"], "write_lan": ["mv", "xrdcp"]}
+    queue = site.queue(name, acopytools=tools, astorages={"read_lan": [name], "write_lan": [name]})
+    job = site.job(f"echo done > out.{name}", [], queue) | {"ddmEndPointOut": f"{name},{name}"}
+    seen, text = site.run(job, "--pilot-user", "sphenix")
+    assert seen["state"] == "finished", text[-4000:]
+    top = where if mounted else site.xrootd.data / name
+    assert (top / hash_path(SCOPE, f"out.{name}")).read_bytes() == b"done\n"
+    assert where.exists() == mounted
+    line = (
+        f"xrdcp is used for {name}; passed over: mv: the file system of {name} is not mounted here: there is no {where}"
+    )
+    assert text.count(f"outputs: {line}") == text.count(f"logs: {line}") == (0 if mounted else 1)
 
 
 @pytest.mark.parametrize("kind", ["dead", "hanging"])
