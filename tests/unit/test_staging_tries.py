@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -59,6 +60,19 @@ def test_a_storage_that_is_down_costs_only_the_first_files_a_try(tmp_path, error
     assert result.error is None
     assert len([url for url in tool.calls if "BAD" in url]) == calls
     assert len([url for url in tool.calls if "GOOD" in url]) == 8
+
+
+def test_files_that_wait_for_their_turn_hear_what_failed_meanwhile(tmp_path):
+    names = [f"f{number}" for number in range(20)]
+    tool = Scripted({f"test://BAD/{name}": [lambda *_: time.sleep(0.02) or raising(DOWN)] for name in names})
+    plan = {name: [a("BAD", name), a("GOOD", name)] for name in names}
+    result = stage_in(engine(tmp_path, plan, tool, parallel=4), inputs(*names), tmp_path)
+    assert result.error is None
+    assert len([url for url in tool.calls if "BAD" in url]) <= 8, "four at once, twice"
+
+
+def raising(error: PilotError) -> None:
+    raise error
 
 
 def test_a_storage_that_is_shunned_is_tried_when_nothing_else_is_left(tmp_path):
