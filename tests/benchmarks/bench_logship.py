@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,13 +145,15 @@ def _with_receiver(kind: str, work: Callable[[int], dict[str, Any]]) -> dict[str
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=receive, args=(kind, there))
     process.start()
+    there.close()  # or nobody would hear that the receiver died
     try:
         found = work(here.recv())
         time.sleep(1)
         here.send(0)
         return found | {"arrived": here.recv() - found["warm"]}
     finally:
-        here.send(0)
+        with suppress(OSError):
+            here.send(0)
         process.join(10)
         process.kill()
 

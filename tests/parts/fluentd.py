@@ -7,7 +7,7 @@ import subprocess
 import threading
 from typing import IO, Any, cast
 
-from tests.parts import CACHE, _alone, _run, cannot, program, stop, wait_until
+from tests.parts import CACHE, alone, _run, cannot, program, stop, wait_until
 
 PACKAGE = "@fluent-org/logger@1.0.10"
 _FOLDER = CACHE / "npm" / "fluentd"
@@ -27,7 +27,7 @@ server.listen().then(() => process.stdout.write(JSON.stringify({ port: server.po
 def install() -> None:
     """Install the package, once."""
     npm = program("npm")
-    with _alone("npm"):
+    with alone("npm"):
         if not (_FOLDER / "node_modules" / "@fluent-org" / "logger").is_dir():
             _FOLDER.mkdir(parents=True, exist_ok=True)
             if _run([npm, "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(_FOLDER), PACKAGE]) != 0:
