@@ -296,7 +296,7 @@ class Settings:
     realtime_logname: str = opt("pilot-log", "name of the log there", "--realtime-logname", kind=NAME)
     realtime_logfiles: str = opt("", "files to send, separated by : or ,", env="REALTIME_LOGFILES REALTIME_LOGFILE")
     realtime_rate: float = opt(0.0, "lines per second of a job that are sent, on average; 0: all", "--realtime-rate",
-                               ini="Pilot.realtime_rate", queue="pilot_realtime_rate", new=True)
+                               ini="Pilot.realtime_rate", queue="pilot_realtime_rate", kind=FACTOR, new=True)
     rtlogging: str = opt("", "where live logs go when neither option nor queue says", ini="Pilot.rtlogging")
     payload_variables: str = opt("", "more variables of the node that payloads get, comma list", "--payload-variables",
                                  ini="Payload.variables", queue="pilot_payload_variables", new=True)

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 #: Seconds between looks at the files while lines come, and the longest while none do and nobody tells of any.
 _BUSY, _QUIET = 0.1, 0.5
 #: Seconds between looks at quiet files that the kernel watches for us: it does not see what other nodes write.
-_WATCHED = 5.0
+_WATCHED = 10.0
 #: Lines found in a look after which the next one follows at once.
 _MANY = 1000
 #: Seconds between records that tell of losses.

@@ -7,7 +7,7 @@ import subprocess
 import threading
 from typing import IO, Any, cast
 
-from tests.parts import CACHE, alone, _run, cannot, program, stop, wait_until
+from tests.parts import CACHE, _run, alone, cannot, program, stop, wait_until
 
 PACKAGE = "@fluent-org/logger@1.0.10"
 _FOLDER = CACHE / "npm" / "fluentd"
