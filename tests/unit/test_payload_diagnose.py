@@ -10,9 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pilot.causes import Fault
 from pilot.errors import DIAG_LIMIT, Code
 from pilot.job import Access, File, Job, Kind
-from pilot.payload.diagnose import ERROR_REPORT, Diagnosis, diagnose
+from pilot.matchers import row
+from pilot.payload.diagnose import ERROR_REPORT, MATCHERS, Diagnosis, diagnose
+from pilot.payload.extract import last_words
 from pilot.payload.process import Ended
 
 JOB = Job(job_id=1)
@@ -223,3 +226,98 @@ def test_any_bytes_give_one_line_that_can_be_sent(tmp_path, stderr, stdout, diag
         one.error.diag.encode()
         assert one.exe_diag == " ".join(one.exe_diag.split())
         assert all(char.isprintable() or ord(char) > 0xA0 for char in one.exe_diag)
+
+
+# ----------------------------------------------------------------------------------------- matchers, job report, blame
+
+
+def job_report(workdir, **fields):
+    (workdir / "jobReport.json").write_text(json.dumps(fields))
+
+
+def test_a_known_problem_chooses_code_and_words(tmp_path):
+    found = verdict(tmp_path, 1, stderr="FATAL: gave up\ncp: error writing 'x': No space left on device\n")
+    assert (found.error.code, found.exe_code) == (Code.NOLOCALSPACE, 1)
+    assert found.error.detail == "exit status 1: cp: error writing 'x': No space left on device"
+
+
+def test_what_has_no_code_of_its_own_may_still_be_the_sites_fault(tmp_path):
+    found = verdict(tmp_path, 1, stderr="open: /data/x: Stale file handle\n")
+    assert (found.error.code, found.fault) == (Code.PAYLOADEXECUTIONFAILURE, Fault.SITE)
+
+
+@pytest.mark.parametrize(("signum", "fault"), [(signal.SIGKILL, Fault.SITE), (signal.SIGFPE, None)])
+def test_a_signal_that_nobody_sends_himself_is_the_sites(tmp_path, signum, fault):
+    assert verdict(tmp_path, signum=signum).fault is fault
+
+
+def test_a_job_brings_matchers_and_broken_ones_are_left_out(tmp_path):
+    (tmp_path / MATCHERS).write_text('[{"regex": "no (\\\\w+) today", "message": "out of {1}", "code": 1110}]')
+    found = verdict(tmp_path, 1, stdout="sorry, no beam today\n")
+    assert (found.error.code, found.error.detail) == (Code.SETUPFAILURE, "exit status 1: out of beam")
+    (tmp_path / MATCHERS).write_text("[")
+    assert verdict(tmp_path, 1, stdout="sorry, no beam today\n").error.code is Code.PAYLOADEXECUTIONFAILURE
+
+
+def test_a_secret_is_masked_before_a_matcher_quotes_it(tmp_path):
+    known = [row("token (.*)", message="{1}")]
+    found = verdict(tmp_path, 1, stderr="token s3cret\n", known=known, mask=lambda text: text.replace("s3cret", "***"))
+    assert found.exe_diag == "***"
+
+
+REPORT = {
+    "exitCode": 65,
+    "exitMsg": "Non-zero return code from RAWtoALL (65)",
+    "executor": [{"logfileReport": {"details": {"ERROR": [{"message": "std::bad_alloc thrown"}]}}}],
+    "resource": {"transform": {"processedEvents": 500}, "dbTimeTotal": 1.5, "dbDataTotal": 7,
+                 "executor": {"a": {"resimevents": 3}, "b": {"resimevents": None}}},
+}  # fmt: skip
+
+
+def test_a_job_report_that_is_trusted_fails_a_good_exit_and_its_counts_are_kept(tmp_path):
+    job_report(tmp_path, exitCode=1, exitMsg="only half was done", resource=REPORT["resource"])
+    found = verdict(tmp_path, 0, trusts_report=True)
+    assert (found.error.code, found.exe_code, found.exe_diag) == (Code.UNKNOWNPAYLOADFAILURE, 1, "only half was done")
+    assert found.error.detail == "the job report has exit code 1: only half was done"
+    assert found.metrics == {"nEvents": "500", "dbTime": "1", "dbData": "7", "resimevents": "3"}
+    assert verdict(tmp_path, 0) == Diagnosis()
+
+
+@pytest.mark.parametrize(
+    ("message", "more", "code", "words"),
+    [
+        ("plain", {}, Code.PAYLOADEXECUTIONFAILURE, "plain"),
+        ("athena got a SIGSEGV signal", {}, Code.PAYLOADSIGSEGV, "athena got a SIGSEGV signal"),
+        ("failed", {"executor": REPORT["executor"]}, Code.BADALLOC, "std::bad_alloc thrown"),
+    ],
+)
+def test_the_words_of_a_job_report_come_before_those_of_the_output(tmp_path, message, more, code, words):
+    job_report(tmp_path, exitCode=65, exitMsg=message, **more)
+    found = verdict(tmp_path, 3, stderr="ERROR: something\n", trusts_report=True)
+    assert (found.error.code, found.exe_code) == (code, 65)
+    assert found.error.detail == f"exit status 3: {words}"
+
+
+def test_frontier_is_found_in_the_details_of_a_message(tmp_path):
+    text = "12:00 Cannot find a valid frontier connection for (serverurl=x)"
+    entry = {"message": "IOVSvc error", "moreDetails": {"abnormalLines": {"message0": text}}}
+    job_report(tmp_path, exitCode=2, exitMsg="failed", executor=[{"logfileReport": {"details": {"FATAL": [entry]}}}])
+    found = verdict(tmp_path, 2, trusts_report=True)
+    assert (found.error.code, found.exe_diag) == (Code.FRONTIER, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "7", '{"exitCode": "x", "executor": [7], "resource": []}', '{"executor": {}}', "[" * 100_000,
+             '{"exitCode": 1e99}', '{"exitCode": true, "exitMsg": [1]}'],
+)  # fmt: skip
+def test_a_job_report_that_is_none_changes_nothing(tmp_path, text):
+    (tmp_path / "jobReport.json").write_text(text)
+    assert verdict(tmp_path, 9, trusts_report=True).error.code is Code.PAYLOADEXECUTIONFAILURE
+
+
+def test_the_last_words_are_those_of_who_failed(tmp_path):
+    verdict(tmp_path, 1, stderr="\n \n", stdout="\x1b[31mred\x1b[0m\n\nlast\x00\n\n")
+    assert last_words(tmp_path, Code.PAYLOADEXECUTIONFAILURE, str) == "red\nlast"
+    (tmp_path / "preprocess_stderr.txt").write_text("pre\n")
+    assert last_words(tmp_path, Code.PREPROCESSFAILURE, str) == "pre"
+    assert last_words(tmp_path, Code.POSTPROCESSFAILURE, str) == ""
