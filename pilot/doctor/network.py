@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pilot import plugins
 from pilot.assembly import make_tools
-from pilot.doctor.check import Finding, Patient, failure, in_threads, ok, warning
+from pilot.doctor.check import Finding, Once, Patient, failure, in_threads, ok, warning
 from pilot.errors import PilotError, ServerError
 from pilot.queuedata import Queue, QueueInfo, check_active
 from pilot.server import legacy, v1
@@ -20,6 +21,9 @@ from pilot.server.faults import AuthRefusedError, NotServedError
 from pilot.settings import SettingsError
 from pilot.staging.copytool import CopyTool
 from pilot.staging.toolbox import KIND
+
+if TYPE_CHECKING:
+    import ssl
 
 #: Seconds that the clock may be off: from here on a person should know, and from there on tokens and certificates that
 #: were just made are refused as not yet valid.
@@ -31,6 +35,11 @@ _CONNECT_PATIENCE = 3.0
 #: Ports of storages where the URL has none.
 _PORTS = {"root": 1094, "xroot": 1094, "roots": 1094, "https": 443, "davs": 443, "http": 80, "dav": 80, "s3": 443}
 _PORTS |= {"gsiftp": 2811, "srm": 8443}
+
+#: Schemes that begin with TLS. (`roots` begins with words of its own.)
+_TLS = ("https", "davs")
+
+_UNTRUSTED = "its certificate is not trusted"
 
 
 def server(patient: Patient) -> Finding | None:
@@ -103,14 +112,15 @@ def copy_tools(patient: Patient) -> Finding:
 
 
 def storages(patient: Patient) -> Finding | None:
-    """The hosts of the queue's storages are known and let us connect."""
+    """The hosts of the queue's storages are known and let us connect, by TLS that we trust where that is their way."""
     info = patient.known_queue()
     endpoints = sorted({name for names in info.queue.astorages.values() for name in names}) if info else []
     if info is None or not endpoints:
         return None
     places = {name: _places(info, name) for name in endpoints}
     urls = sorted({url for found in places.values() for url in found})
-    answers = in_threads([partial(_reach, url) for url in urls], _CONNECT_PATIENCE + 0.5)
+    trust = Once(lambda: patient.tls().context())
+    answers = in_threads([partial(_reach, url, trust) for url in urls], _CONNECT_PATIENCE + 0.5)
     why = {url: "no answer" if text is None else text for url, text in zip(urls, answers, strict=True)}
     lost = [name for name in endpoints if all(why[url] for url in places[name])]
     bad = [f"{url} ({why[url]})" for url in urls if why[url]]
@@ -118,6 +128,8 @@ def storages(patient: Patient) -> Finding | None:
     if not bad:
         return ok(f"{', '.join(endpoints)}: {len(urls)} reached")
     advice = "ask for these ports to be opened, or correct the storages in CRIC"
+    if any(_UNTRUSTED in why[url] for url in urls):
+        advice = "install the CAs of these storages, or name their directory with --capath"
     # Behind a proxy nothing is reached directly, and need not be.
     proxied = any(name.lower().endswith("_proxy") for name in patient.environ)
     found = f"not reached: {', '.join(bad)}"
@@ -167,8 +179,10 @@ def _place(endpoint: str, path: str) -> str:
     return f"file://{path}" if parts.scheme == "file" else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
-def _reach(url: str) -> str:
+def _reach(url: str, trust: Callable[[], ssl.SSLContext]) -> str:
     """Why it cannot be reached; empty if it can."""
+    import ssl
+
     try:
         parts = urlsplit(url)
         if parts.scheme == "file":
@@ -177,9 +191,15 @@ def _reach(url: str) -> str:
         if port is None:
             socket.getaddrinfo(parts.hostname, None)
             return ""
-        socket.create_connection((parts.hostname or "", port), _CONNECT_PATIENCE).close()
+        with socket.create_connection((parts.hostname or "", port), _CONNECT_PATIENCE) as connection:
+            if parts.scheme in _TLS:
+                trust().wrap_socket(connection, server_hostname=parts.hostname).close()
     except TimeoutError:
         return "no answer"
+    except ssl.SSLCertVerificationError as error:
+        return f"{_UNTRUSTED}: {error.verify_message}"
+    except PilotError as error:
+        return error.detail
     except (OSError, ValueError) as error:
         return (error.strerror if isinstance(error, OSError) else None) or str(error)
     return ""

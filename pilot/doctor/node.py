@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import shutil
@@ -11,9 +12,12 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from pilot.assembly import find_experiment
 from pilot.cgroup import Nest
 from pilot.doctor.check import Finding, Patient, failure, ok, warning
+from pilot.errors import PilotError
 from pilot.node import read_node
+from pilot.nodechecks import check_cvmfs
 
 #: Seconds for `PROGRAM --version`, far from the 10 s that a check has.
 _PROGRAM_PATIENCE = 4.0
@@ -118,11 +122,23 @@ def cvmfs(patient: Patient) -> Finding | None:
         found = f"{base}: {error.strerror}"
     else:
         if names or _is_autofs(base):  # below autofs a repository appears when it is first used
+            if missing := _missing_software(patient, base):
+                return failure(missing, "repair CVMFS on this node: no job of this experiment is taken without it")
             return ok(f"{base}: {', '.join(names[:5]) or 'mounted when used'}")
         found = f"{base} is empty"
     if certain:
         return failure(found, "mount CVMFS, or set is_cvmfs of the queue to false")
     return warning(found, "mount CVMFS if jobs need it; say is_cvmfs: false in the queue, or -b, if not")
+
+
+def _missing_software(patient: Patient, base: Path) -> str:
+    """Why a pilot of the experiment would take no job, empty if it would."""
+    paths = find_experiment(patient.settings.pilot_user).cvmfs_paths if patient.settings.cvmfs else ()
+    try:
+        asyncio.run(check_cvmfs(str(base), paths, _PROGRAM_PATIENCE))
+    except PilotError as error:
+        return error.detail
+    return ""
 
 
 def _is_autofs(path: Path) -> bool:

@@ -192,6 +192,9 @@ def test_cvmfs_is_looked_for_where_the_queue_needs_it(tmp_path, with_queue):
     assert node.cvmfs(patient(environ=environ, needs_cvmfs=True)).found == f"{base} is empty"
     (base / "atlas.cern.ch").mkdir()
     assert node.cvmfs(with_queue(environ=environ, is_cvmfs=True)).level is Level.OK
+    lacking = node.cvmfs(with_queue("--pilot-user", "atlas", environ=environ, is_cvmfs=True))
+    assert (lacking.level, "atlas.cern.ch/repo/sw: No such file" in lacking.found) == (Level.FAILURE, True)
+    assert node.cvmfs(with_queue("--pilot-user", "atlas", "-b", environ=environ, is_cvmfs=True)).level is Level.OK
 
 
 # --- credentials
@@ -415,3 +418,19 @@ def test_storages_of_the_queue_are_reached(with_queue, tmp_path):
         lost = find("C")
         assert (lost.level, "refused" in lost.found) == (Level.FAILURE, True)
         assert network.storages(with_queue()) is None
+
+
+def test_a_storage_that_speaks_tls_must_be_trusted(with_queue, tmp_path, certificate):
+    cas = tmp_path / "cas"
+    cas.mkdir()
+    shutil.copy(certificate, cas / "ca.pem")
+    with serving(tls=certificate) as url:
+        for scheme in ("https", "davs"):
+            place = f"{scheme}://{url.partition('://')[2]}"
+            storages = {"A": {"arprotocols": {"pr": [{"endpoint": place, "path": "/"}]}}}
+            strange = network.storages(with_queue(storages=storages, astorages={"pr": ["A"]}))
+            assert strange.level is Level.FAILURE
+            assert "its certificate is not trusted" in strange.found
+            assert "--capath" in strange.advice
+            known = with_queue("--capath", str(cas), storages=storages, astorages={"pr": ["A"]})
+            assert network.storages(known).level is Level.OK
