@@ -90,6 +90,10 @@ class Call:
         limits, launcher, observer, environment: as for the engine.
         history: what has just failed and is tried last.
         together: a file that fails makes the others useless, and ends them.
+
+    Attributes:
+        progress: where it stands.
+        culprit: LFN of the file for which `prepare` fails, if it does so for one; the others have its error.
     """
 
     def __init__(
@@ -118,6 +122,7 @@ class Call:
         self._observer = observer
         self._environment = environment
         self._history = history
+        self.culprit = ""
         self._failed: list[FailedFile] = []
         known = sum(file.size or 0 for file in files) if direction is Direction.IN else 0
         self.progress = Progress(direction, len(files), known)
@@ -138,7 +143,7 @@ class Call:
             staged = [task.result() for task in tasks]
         except PilotError as error:  # in `prepare`
             staged = []
-            for file in self._files:
+            for file in sorted(self._files, key=lambda file: file.lfn != self.culprit):
                 self._lost(FailedFile(file=file, error=error))
         finally:
             telling.cancel()

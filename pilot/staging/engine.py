@@ -122,7 +122,7 @@ class StagingEngine:
             if self._look_up is not None:
                 found = await call.in_slot(LOOK_UP_SIZE, partial(self._look_up, files))
             known.update((file.lfn, file) for file in found)
-            plans.update(await call.aside(self._plans, found))
+            await call.aside(self._plan_all, found, plans, call)
             room = self._room_for(found, plans, workdir, call)
             await call.aside(held.enter_context, room)
 
@@ -172,8 +172,11 @@ class StagingEngine:
             logger.warning("input cache: %s", error)
             return None
 
-    def _plans(self, files: Sequence[File]) -> dict[str, Sequence[Candidate]]:
-        return {file.lfn: self._plan.sources(file) for file in files}
+    def _plan_all(self, files: Sequence[File], plans: dict[str, Sequence[Candidate]], call: Call) -> None:
+        for file in files:
+            call.culprit = file.lfn
+            plans[file.lfn] = self._plan.sources(file)
+        call.culprit = ""
 
     @contextmanager
     def _room_for(

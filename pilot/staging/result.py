@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from pilot.errors import PilotError, TransferError
 from pilot.job import File, Kind
 from pilot.staging.faults import Direction
 from pilot.staging.handle import TransferHandle
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,35 +197,37 @@ class StagingObserver:
 
 
 class Observers(StagingObserver):
-    """Several observers as one."""
+    """Several observers as one. One that fails does so alone: files move whoever watches."""
 
     def __init__(self, *observers: StagingObserver) -> None:
         self._observers = observers
 
     def started(self, progress: Progress) -> None:
         """Tell all of them."""
-        for one in self._observers:
-            one.started(progress)
+        self._tell(lambda one: one.started(progress))
 
     def tried(self, trial: Trial) -> None:
         """Tell all of them."""
-        for one in self._observers:
-            one.tried(trial)
+        self._tell(lambda one: one.tried(trial))
 
     def arrived(self, staged: StagedFile) -> None:
         """Tell all of them."""
-        for one in self._observers:
-            one.arrived(staged)
+        self._tell(lambda one: one.arrived(staged))
 
     def failed(self, failure: FailedFile) -> None:
         """Tell all of them."""
-        for one in self._observers:
-            one.failed(failure)
+        self._tell(lambda one: one.failed(failure))
 
     def ended(self, result: StagingResult) -> None:
         """Tell all of them."""
+        self._tell(lambda one: one.ended(result))
+
+    def _tell(self, what: Callable[[StagingObserver], None]) -> None:
         for one in self._observers:
-            one.ended(result)
+            try:
+                what(one)
+            except Exception:  # the door: a bug in traces or a display is no reason to lose a job
+                logger.exception("%s failed", type(one).__name__)
 
 
 def tried(attempts: Sequence[Attempt]) -> list[str]:

@@ -107,6 +107,24 @@ def test_every_try_is_told_with_its_end(tmp_path):
     assert all(trial.began > 1e9 and 0 <= trial.seconds < 1 for trial in trials.all)
 
 
+def test_an_observer_that_fails_does_so_alone(tmp_path, caplog):
+    class Broken(StagingObserver):
+        def tried(self, trial: Trial) -> None:
+            raise RuntimeError("a bug")
+
+    trials = Trials()
+    tool = Scripted({"test://A/f": [b"x"]})
+    result = stage_in(engine(tmp_path, {"f": [a("A", "f")]}, tool, Observers(Broken(), trials)), inputs("f"), tmp_path)
+    assert (result.error, len(trials.all)) == (None, 1)
+    assert "Broken failed" in caplog.text
+
+
+def test_a_file_that_cannot_be_planned_is_the_one_that_is_named_first(tmp_path):
+    lost = TransferError(Code.NOREPLICAS, "g has none", Trait.FATAL)
+    result = stage_in(engine(tmp_path, {"f": [a("A", "f")], "g": lost}, Scripted({})), inputs("f", "g"), tmp_path)
+    assert [failure.file.lfn for failure in result.failed] == ["g", "f"]
+
+
 def test_the_time_of_a_try_begins_with_its_turn(tmp_path):
     trials, gate = Trials(), threading.Event()
     tool = Scripted({"test://A/f": [lambda *_: gate.wait(0.2) or b"x"], "test://A/g": [b"x"]})
