@@ -119,10 +119,13 @@ class Experiment:
         """Services of the node that this job wants."""
         return ()
 
-    def inputs_ready(self, job: Job, workdir: Path) -> Job:
+    def inputs_ready(self, job: Job, workdir: Path, variables: Mapping[str, str]) -> Job:
         """The job as its payload gets it; files that the payload wants beside its inputs are written.
 
-        Inputs that the payload reads over the network have a `turl`.
+        Args:
+            job: with the inputs as they were staged: those that the payload reads over the network have a `turl`.
+            workdir: the job directory.
+            variables: of the node, and of services that were started for the job.
         """
         return job
 

@@ -46,6 +46,7 @@ class File:
         is_tar: for inputs, the LFN was given as `zip://name`: an archive with the real files.
         url: a full source or destination given by the job itself (`gs://...`, or a path in `pilot local`); else empty.
         turl: of an input that has no local copy: where the payload reads it over the network.
+        near: of such an input: over the network of the site (LAN).
     """
 
     lfn: str
@@ -61,6 +62,7 @@ class File:
     is_tar: bool = False
     url: str = ""
     turl: str = ""
+    near: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

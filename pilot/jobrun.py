@@ -271,7 +271,7 @@ class JobRun:
             self._around.variables |= await self.stop.guard(self.bench.credentials.for_payload(self.job))
         scene = Scene(
             bench=self.bench,
-            job=self.bench.experiment.inputs_ready(self.outcome.staged_job, self.workdir),
+            job=self._payload_job(),
             queue=self._info.queue,
             workdir=self.workdir,
             stop=self.stop,
@@ -289,6 +289,10 @@ class JobRun:
         async with self._outputs:
             await self._payload.run()
         self._outputs.is_idle = self._payload.is_idle
+
+    def _payload_job(self) -> Job:
+        variables = {**self.bench.environ, **self._around.variables}
+        return self.bench.experiment.inputs_ready(self.outcome.staged_job, self.workdir, variables)
 
     def _make_outputs(self) -> Outputs:
         return Outputs(

@@ -133,7 +133,7 @@ class Mover:
         if size is not None and file.size not in (None, size):
             raise _not_opened(candidate, f"has {size} bytes, not {file.size}", Trait.NEXT)
         return StagedFile(
-            file=replace(file, endpoint=candidate.endpoint or file.endpoint, turl=candidate.url),
+            file=replace(file, endpoint=candidate.endpoint or file.endpoint, turl=candidate.url, near=candidate.near),
             path=path,
             url=candidate.url,
             size=file.size or size or 0,

@@ -59,6 +59,20 @@ def write_pool_catalogue(job: Job, workdir: Path) -> None:
         raise PilotError(Code.FILEHANDLINGFAILURE, f"{CATALOGUE}: {error.strerror}") from error
 
 
+def by_cache(job: Job, proxy: str) -> Job:
+    """A job that reads near inputs of XRootD doors by a cache in front of them (PILOT3 4.3).
+
+    Args:
+        job: with TURLs.
+        proxy: `ALRB_XCACHE_PROXY`, such as `root://localhost:1094//`; empty if there is none.
+    """
+    inputs = (
+        replace(file, turl=proxy + file.turl) if proxy and file.near and file.turl.startswith("root://") else file
+        for file in job.inputs
+    )
+    return replace(job, inputs=tuple(inputs))
+
+
 def with_turls(job: Job) -> Job:
     """A job of production whose parameters and lists of files name the TURLs of inputs that have no local copy."""
     turls = {file.lfn: file.turl for file in job.inputs if file.turl}

@@ -17,7 +17,7 @@ from pilot.experiment import Service
 from pilot.job import File, Job
 from pilot.matchers import row
 from pilot.queuedata import Queue
-from plugins.experiments._atlas_catalogue import direct_options, with_guids, with_turls, write_pool_catalogue
+from plugins.experiments._atlas_catalogue import by_cache, direct_options, with_guids, with_turls, write_pool_catalogue
 from plugins.experiments._atlas_files import KEPT, REDUNDANT, WORKDIR
 from plugins.experiments.generic import Generic
 
@@ -121,8 +121,9 @@ class Atlas(Generic):
         if job.release:
             raise PilotError(Code.NOTIMPLEMENTED, f"the job wants release {job.release} set up by asetup (swRelease)")
 
-    def inputs_ready(self, job: Job, workdir: Path) -> Job:
-        """PoolFileCatalog.xml, and TURLs in what a job of production reads."""
+    def inputs_ready(self, job: Job, workdir: Path, variables: Mapping[str, str]) -> Job:
+        """PoolFileCatalog.xml, and TURLs in what a job of production reads; near ones by a cache if there is one."""
+        job = by_cache(job, variables.get("ALRB_XCACHE_PROXY", ""))
         write_pool_catalogue(job, workdir)
         return with_turls(job)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -20,8 +21,8 @@ def made(lfn: str, guid: str = G1, turl: str = "", kind: Kind = Kind.INPUT) -> F
     return File(lfn=lfn, kind=kind, guid=guid, turl=turl)
 
 
-def ready(tmp_path, job: Job) -> Job:
-    return Atlas().inputs_ready(job, tmp_path)
+def ready(tmp_path, job: Job, variables=None) -> Job:
+    return Atlas().inputs_ready(job, tmp_path, variables or {})
 
 
 # ----------------------------------------------------------------------------------------------------------- catalogue
@@ -36,6 +37,15 @@ def test_the_catalogue_has_pilot_3s_form(tmp_path):
         f'  <File ID="{G2}">\n    <physical>\n      <pfn filetype="ROOT_All" name="EVNT.2.root"/>\n    </physical>\n'
         "    <logical/>\n  </File>\n</POOLFILECATALOG>\n"
     )
+
+
+def test_near_inputs_are_read_by_the_cache_if_there_is_one(tmp_path):
+    proxy = {"ALRB_XCACHE_PROXY": "root://localhost:1094//"}
+    far = replace(made("far", G2, "root://far//far"), near=False)
+    job = Job(job_id=1, parameters="AOD.1.root far", inputs=(made("AOD.1.root", turl=TURL), far, made("copied")))
+    job = ready(tmp_path, job, proxy)
+    assert job.parameters == f"root://localhost:1094//{TURL} root://far//far"
+    assert f'name="root://localhost:1094//{TURL}"' in (tmp_path / "PoolFileCatalog.xml").read_text()
 
 
 def test_no_name_breaks_the_catalogue():
