@@ -41,15 +41,22 @@ MIB = 1 << 20
 
 
 class Place:
-    """Where files are on both ends: a directory here, a directory of the server there."""
+    """Where files are on both ends: a directory here, a directory of the server there.
+
+    Args:
+        url: of the directory there.
+        folder: here.
+        use: `bindings` or `programs` of `xrdcp`, or `https`.
+    """
 
     def __init__(self, url: str, folder: Path, use: str) -> None:
+        self.tool = "https" if use == "https" else "xrdcp"
         self.url = url
         self.folder = folder
         self.use = use
 
     def sources(self, file: File) -> Sequence[Candidate]:
-        return [Candidate(tool="xrdcp", url=f"{self.url}/{file.lfn}")]
+        return [Candidate(tool=self.tool, url=f"{self.url}/{file.lfn}")]
 
     destinations = sources
 
@@ -199,11 +206,12 @@ def _ratios(seconds: Mapping[str, float]) -> Iterator[tuple[str, float, float]]:
 
 
 def memory(gib: float = 5) -> dict[str, float]:
-    """Peak memory in MiB of a process that copies so much up and down, all of it and its programs, for both ways."""
+    """Peak memory in MiB of a process that copies so much up and down, all of it and its programs, for each way."""
     found = {}
-    for use in ("bindings", "programs"):
+    for use in ("bindings", "programs", "https"):
         with server() as remote, tempfile.TemporaryDirectory(prefix="bench-") as folder:
-            argv = [sys.executable, "-m", "tests.benchmarks.bench_xrootd", "--copy", use, remote.url, folder, str(gib)]
+            url = remote.http_url if use == "https" else remote.url
+            argv = [sys.executable, "-m", "tests.benchmarks.bench_xrootd", "--copy", use, url, folder, str(gib)]
             done = subprocess.run(argv, check=True, capture_output=True, text=True)
             found |= {f"{use}: {what}": mib for what, mib in json.loads(done.stdout).items()}
     return found
