@@ -33,12 +33,11 @@ def pool_catalogue(inputs: Sequence[File]) -> str:
     """The catalogue of inputs: GUID to TURL, or to LFN of what lies in the job directory."""
     from xml.sax.saxutils import quoteattr
 
-    entries = {file.guid: file.turl or file.lfn for file in inputs}
     files = "".join(
-        f"  <File ID={quoteattr(guid)}>\n    <physical>\n"
-        f'      <pfn filetype="ROOT_All" name={quoteattr(name)}/>\n'
+        f"  <File ID={quoteattr(file.guid)}>\n    <physical>\n"
+        f'      <pfn filetype="ROOT_All" name={quoteattr(file.turl or file.lfn)}/>\n'
         "    </physical>\n    <logical/>\n  </File>\n"
-        for guid, name in entries.items()
+        for file in inputs
     )
     head = '<?xml version="1.0" ?>\n<!DOCTYPE POOLFILECATALOG SYSTEM "InMemory">\n'
     return f"{head}<POOLFILECATALOG>\n{files}</POOLFILECATALOG>\n"
