@@ -137,7 +137,8 @@ def _is(code: Code) -> Callable[[Direction], Code]:
 #: The first that matches counts. A storage's own words come first: they arrive in errors of other names.
 _MEANINGS = (
     _Meaning("ModuleNotFoundError|ImportError", _is(Code.MIDDLEWAREIMPORTFAILURE), Trait.NEXT),
-    _Meaning("PlainHttp|ConfigNotFound|MissingClientParameter|ClientProtocolNot", _is(Code.BADQUEUECONFIGURATION),
+    _Meaning("MissingClientParameter.*(proxy|X.509)", lambda to: to.refused, Trait.NEXT),
+    _Meaning("PlainHttp|NoServer|ConfigNotFound|MissingClientParameter|ClientProtocolNot", _is(Code.BADQUEUECONFIGURATION),
              Trait.NEXT),
     _Meaning("ChecksumMismatch.* with md5", lambda to: to.mismatch("md5"), Trait.FATAL),
     _Meaning("ChecksumMismatch", lambda to: to.mismatch("adler32"), Trait.FATAL),
@@ -149,7 +150,7 @@ _MEANINGS = (
              Trait.RETRY),
     _Meaning("RSEAccessDenied.*(onnection|onnect)", _is(Code.SERVICENOTAVAILABLE), Trait.RETRY),
     _Meaning("ConnectionError", _is(Code.RUCIOSERVICEUNAVAILABLE), Trait.RETRY),
-    _Meaning("CannotAuthenticate|AccessDenied|NoAuthInformation|InvalidAccount", lambda to: to.refused, Trait.NEXT),
+    _Meaning("CannotAuthenticate|NoCredential|AccessDenied|NoAuthInformation", lambda to: to.refused, Trait.NEXT),
     _Meaning("RSENotFound|RSEProtocol|InvalidPath|RSEFileNameNotSupported", _is(Code.NOSTORAGEPROTOCOL), Trait.NEXT),
     _Meaning("FileReplicaAlreadyExists", _is(Code.FILEEXISTS), Trait.NEXT),
     _Meaning("InvalidObject|UnsupportedOperation|ScopeNotFound|InputValidation", lambda to: to.failed, Trait.FATAL),

@@ -38,6 +38,14 @@ class PlainHttp(Exception):  # noqa: N818
     """The server is asked without TLS and nobody allowed that."""
 
 
+class NoServer(Exception):  # noqa: N818
+    """Nobody says which server to ask."""
+
+
+class NoCredential(Exception):  # noqa: N818
+    """Neither Rucio's configuration nor the environment has one."""
+
+
 class CannotRead(Exception):  # noqa: N818
     """The file is there, and the storage does not give it."""
 
@@ -57,6 +65,10 @@ class Rucio:
     def __init__(self, host: str, tokens: str, allow_http: bool) -> None:
         from rucio.client.baseclient import BaseClient
 
+        if host:
+            _make_configuration(host, tokens)
+        elif not _configured("rucio_host"):
+            raise NoServer("neither --rucio-host nor a rucio.cfg (RUCIO_CONFIG, RUCIO_HOME) names a server")
         BaseClient.TOKEN_PATH_PREFIX = os.path.join(tokens, "rucio_")
         os.environ.setdefault("LOGNAME", "pilot")  # some containers have a user without a name
         auth_host = host and (_configured("auth_host") if _configured("rucio_host") == host else host)
@@ -362,11 +374,34 @@ def _configured(option: str) -> str:
         return ""
 
 
+def _make_configuration(host: str, folder: str) -> None:
+    """A file for rucio-clients, which fail without one, where there is none and the pilot was told the server."""
+    from rucio.common.config import get_config
+    from rucio.common.exception import ConfigNotFound
+
+    try:
+        get_config()
+    except ConfigNotFound:
+        path = os.path.join(folder, "rucio.cfg")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(f"[client]\nrucio_host = {host}\nauth_host = {host}\nrequest_retries = 3\n")
+        os.environ["RUCIO_CONFIG"] = path
+
+
 def _auth_type() -> Optional[str]:  # noqa: UP045
     """As the environment or the configuration say; else what there is, a token or a proxy."""
     if os.environ.get("RUCIO_AUTH_TYPE") or _configured("auth_type"):
         return None
-    return "oidc" if {"BEARER_TOKEN", "BEARER_TOKEN_FILE"} & os.environ.keys() else "x509_proxy"
+    if {"BEARER_TOKEN", "BEARER_TOKEN_FILE"} & os.environ.keys():
+        return "oidc"
+    proxies = [
+        os.environ.get("RUCIO_CLIENT_PROXY"),
+        os.environ.get("X509_USER_PROXY"),
+        _configured("client_x509_proxy"),
+    ]
+    if not any([*proxies, os.path.isfile(f"/tmp/x509up_u{os.geteuid()}")]):  # noqa: S108 - where a proxy is by custom
+        raise NoCredential("no auth_type is configured, and there is neither a token nor a proxy")
+    return "x509_proxy"
 
 
 def _expanded(path: str) -> str:

@@ -257,6 +257,21 @@ class TestFaults:
         for error in of_both(catalogue(environ={"HOME": str(tmp_path)}), output(place, name())):
             assert error.code is Code.BADQUEUECONFIGURATION
 
+    @pytest.mark.parametrize(
+        ("credential", "said"),
+        [
+            ({}, "neither a token nor a proxy"),
+            ({"BEARER_TOKEN": "a.b.c"}, "OIDC authentication failed"),
+            ({"X509_USER_PROXY": "/nowhere"}, "Cannot find a valid X509 proxy"),
+        ],
+        ids=["none", "token", "proxy"],
+    )
+    def test_credentials_of_the_environment_without_a_configuration(self, place, catalogue, credential, said):
+        looked, registered = of_both(catalogue(place.url, environ=credential), output(place, name()))
+        assert looked.code is Code.STAGEINAUTHENTICATIONFAILURE
+        assert registered.code is Code.STAGEOUTAUTHENTICATIONFAILURE
+        assert said in looked.detail
+
     def test_plain_http_to_others_is_refused(self, place, catalogue):
         for error in of_both(catalogue("http://rucio.example.org"), output(place, name())):
             assert error.code is Code.BADQUEUECONFIGURATION
