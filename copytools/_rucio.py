@@ -138,8 +138,8 @@ def _is(code: Code) -> Callable[[Direction], Code]:
 _MEANINGS = (
     _Meaning("ModuleNotFoundError|ImportError", _is(Code.MIDDLEWAREIMPORTFAILURE), Trait.NEXT),
     _Meaning("MissingClientParameter.*(proxy|X.509)", lambda to: to.refused, Trait.NEXT),
-    _Meaning("PlainHttp|NoServer|ConfigNotFound|MissingClientParameter|ClientProtocolNot", _is(Code.BADQUEUECONFIGURATION),
-             Trait.NEXT),
+    _Meaning("PlainHttp|NoServer|ConfigNotFound|MissingClientParameter|ClientProtocolNot",
+             _is(Code.BADQUEUECONFIGURATION), Trait.NEXT),
     _Meaning("ChecksumMismatch.* with md5", lambda to: to.mismatch("md5"), Trait.FATAL),
     _Meaning("ChecksumMismatch", lambda to: to.mismatch("adler32"), Trait.FATAL),
     _Meaning("SourceNotFound", lambda to: to.missing, Trait.NEXT),
