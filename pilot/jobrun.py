@@ -98,6 +98,7 @@ class JobRun:
         self._outputs: Outputs | None = None
         self._registrar: Registrar | None = None
         self._ship: LogShip | None = None
+        self._phase = ""
         self._last_command = ""
         self._kept = False
         self._info = bench.info
@@ -173,7 +174,7 @@ class JobRun:
         choose_runtime(self.job, self._info.queue, self.bench)  # before inputs are fetched for nothing
         if wants_registration(self.bench.settings, self._info.queue):
             self._registrar = Registrar(self.bench.catalogue, self.bench.processes, self._note)
-        self._start_ship()
+        self._start_ship(self.job)
         self.bench.experiment.verify(self.job)
         await self._around.begin(self._info.queue)
         async with self._around.phase("stagein"):
@@ -205,6 +206,7 @@ class JobRun:
         self._note(phase, sync=sync, **facts)
         self._watch.enter(phase)
         self.outcome.timings = self._watch.timings
+        self._phase = phase
         if self._ship:
             self._ship.enter(phase)
         self.bench.progress.phase(self.job, phase)
@@ -227,16 +229,18 @@ class JobRun:
         self._note("acquired", sync=True, job_id=self.job.job_id, attempt=self.job.attempt)
         self.bench.log.link_into(self.workdir)
 
-    def _start_ship(self) -> None:
-        """Let people read the job's log while it runs, if the queue or an option wants that."""
-        self._ship = self.bench.logship(self._info, self.job, self.workdir)
+    def _start_ship(self, job: Job) -> None:
+        """Let people read the job's log while it runs, if queue, option or debug mode want that."""
+        self._ship = self.bench.logship(self._info, job, self.workdir)
         if self._ship:
+            self._ship.enter(self._phase)
             if self.bench.log.path:
                 self._ship.follow(self.bench.log.path, self._log_start)
             self._ship.start()
 
     async def _finish_ship(self) -> None:
         """The last lines, in their share of the time; what did not arrive is in the metrics."""
+        self._phase = ""
         if self._ship:
             await self._ship.finish(Deadline(self._ledger.ship))
             lost = sum(self._ship.losses().values())
@@ -474,8 +478,17 @@ class JobRun:
         elif command == "softkill":
             told = self._payload.tell_end("the server said softkill") if self._payload else False
             logger.info("softkill: %s", "told the payload" if told else "no signal is set for this payload")
-        elif not self._debug.told(command):
+        elif self._debug.told(command):
+            self._show_live(command.removeprefix("debug").strip(" ,"))
+        else:
             logger.warning("command of the server that this pilot does not carry out: %r", command[:200])
+
+    def _show_live(self, command: str) -> None:
+        """Debug mode has a live log, where one is named: it begins, or what a `tail` names joins it (PILOT3 6)."""
+        if self._ship and command.startswith("tail "):
+            self._ship.follow_name(command.split()[-1])
+        elif not self._ship and self._phase:
+            self._start_ship(replace(self.job, debug=True, debug_command=command))
 
 
 async def _beside(work: Awaitable[None]) -> None:

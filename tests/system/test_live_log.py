@@ -178,6 +178,24 @@ def test_a_job_in_debug_mode_has_its_log_and_the_file_it_names(server, tmp_path)
     assert messages(target, "payload.stdout") == ["out"]
 
 
+def test_debug_mode_that_is_switched_on_later_begins_the_log_then(server, tmp_path):
+    target = tmp_path / "live.jsonl"
+    text = "echo out; echo inside > my.log; while [ ! -e go ]; do sleep 0.05; done"
+    pilot, job = start(server, tmp_path, text, f"--realtime-logging-server=file;{target}")
+    try:
+        wait_until(lambda: list((tmp_path / "work").glob("*/PanDA_Pilot-*/my.log")), "the payload runs")
+        assert not target.exists()
+        server.command(job, "tail my.log")
+        wait_until(lambda: messages(target, "my.log") == ["inside"], "the file that was named", 90)
+        (file,) = (tmp_path / "work").glob("*/PanDA_Pilot-*/my.log")
+        (file.parent / "go").touch()
+        assert pilot.wait(30) == 0
+    finally:
+        pilot.kill()
+        pilot.wait()
+    assert messages(target, "payload.stdout") == ["out"]
+
+
 def test_nothing_is_sent_that_nobody_asked_for(server, tmp_path):
     target = tmp_path / "live.jsonl"
     pilot, _ = start(server, tmp_path, "echo out", f"--realtime-logging-server=file;{target}")
