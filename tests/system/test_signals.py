@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def test_a_second_and_third_segv_shorten_the_time_too(grid: Grid) -> None:
     for number in range(3):
         pilot.signal(signal.SIGSEGV)
         until(lambda number=number: pilot.text.count("received SIGSEGV") > number)
+        time.sleep(0.6)  # what comes sooner is an echo
     assert pilot.wait(8) == 139
 
 
@@ -119,3 +121,33 @@ def test_payloads_can_handle_their_own_faults(grid: Grid) -> None:
     (job_id,) = grid.submit(grid.job("trap 'echo caught' SEGV BUS; kill -SEGV $$; kill -BUS $$", queue=queue))
     grid.pilot(queue=queue).wait()
     assert grid.job_of(job_id).log()["payload.stdout"].split() == [b"caught", b"caught"]
+
+
+def test_a_payload_that_the_server_kills_has_its_grace_and_the_slot_goes_on(grid: Grid) -> None:
+    queue = grid.queue("KILL")
+    started = grid.top / "kill.pid"
+    stubborn = f"trap '' TERM; touch {started}; while :; do sleep 600; done"
+    first, second = grid.submit(grid.job(stubborn, queue=queue), grid.job(queue=queue))
+    pilot = grid.pilot("--heartbeat", "1", "--grace", "3", queue=queue)
+    until(started.exists)
+    killed = time.monotonic()
+    grid.server.command(first, "tobekilled")
+    until(lambda: grid.job_of(first).finals)
+    assert time.monotonic() - killed < 5 + 3
+    assert pilot.wait() == 0, pilot.text
+    job = grid.job_of(first)
+    assert (job.finals, job.code, job.fields["trans_exit_code"]) == (["failed"], 1144, 137)
+    assert grid.job_of(second).state == "finished"
+
+
+def test_the_log_of_a_job_that_was_killed_alone_takes_the_time_it_needs(grid: Grid) -> None:
+    grid.gated_queue("SLOWLOG", is_open=True, seconds=2.5)
+    started = grid.top / "slowlog.pid"
+    (job_id,) = grid.submit(grid.job(STARTED.format(started), queue="SLOWLOG"))
+    pilot = grid.pilot("--heartbeat", "1", "--grace", "2", queue="SLOWLOG")
+    until(started.exists)
+    grid.server.command(job_id, "tobekilled")
+    assert pilot.wait() == 0, pilot.text
+    job = grid.job_of(job_id)
+    assert (job.finals, job.code) == (["failed"], 1144)
+    assert "payload.stdout" in job.log()
