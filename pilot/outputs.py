@@ -8,18 +8,19 @@ from collections.abc import Awaitable, Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pilot.bench import Bench
-from pilot.earlyout import EarlyOut
 from pilot.job import File, Job
 from pilot.outcome import Outcome
 from pilot.queuedata import QueueInfo
 from pilot.server.report import Report
 from pilot.staging.result import StagingResult
 from pilot.stop import Stop, in_thread
-from pilot.undelivered import Custody, Note
-from pilot.zipmap import make_archives
+
+if TYPE_CHECKING:
+    from pilot.earlyout import EarlyOut
+    from pilot.undelivered import Custody
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class Outputs:
         settings = self._bench.settings
         if settings.early_stageout == "off" or not self._job.outputs:
             return None
+        from pilot.earlyout import EarlyOut
+
         return EarlyOut(
             self._workdir,
             self._now,
@@ -108,10 +111,14 @@ class Outputs:
             PilotError: the outputs are not what they must be.
         """
         if self._job.zip_map:
+            from pilot.zipmap import make_archives
+
             made = await self._stop.guard(in_thread(make_archives, self._job, self._workdir, self._stop.check))
             logger.info("archives made of outputs: %s", ", ".join(made) or "none")
         outputs = self._now()
         if self._bench.settings.keep_undelivered:
+            from pilot.undelivered import Custody, Note
+
             files = (*outputs, *([self._job.log] if self._job.log else []))
             note = Note(job=self._job, files=files, report=report(), queue=self._info.queue.name)
             self._custody = await in_thread(Custody, self._workdir, note)

@@ -48,7 +48,6 @@ from pilot.slot import Seat, Slot
 from pilot.slotend import batch_end
 from pilot.stop import Stop, in_thread
 from pilot.surroundings import describe
-from pilot.undelivered import deliver_all
 from pilot.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -210,7 +209,7 @@ class PilotRun:
 
     async def _work(self, bench: Bench, slot: Slot, place: Place, stop: Stop) -> None:
         """Jobs, and what earlier ones left to deliver beside them; or that alone."""
-        delivering = asyncio.ensure_future(deliver_all(bench, self._undelivered(place), stop))
+        delivering = asyncio.ensure_future(self._deliver_all(bench, self._undelivered(place), stop))
         try:
             if self._deliver is None:
                 await slot.run()
@@ -218,6 +217,14 @@ class PilotRun:
             await asyncio.wait({delivering})  # a stop ends it at once
         if self._deliver is not None and delivering.result():
             raise PilotError(Code.STAGEOUTFAILED, f"{delivering.result()} jobs are still not delivered")
+
+    async def _deliver_all(self, bench: Bench, places: Sequence[Path], stop: Stop) -> int:
+        """How many are left."""
+        if not places:
+            return 0
+        from pilot.undelivered import deliver_all
+
+        return await deliver_all(bench, places, stop)
 
     def _undelivered(self, place: Place) -> list[Path]:
         """Where to look for what earlier pilots could not deliver."""
