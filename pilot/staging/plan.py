@@ -21,7 +21,7 @@ from pilot.queuedata import QueueInfo, Storage, StorageProtocol, hash_path
 from pilot.staging.catalogue import Catalogue
 from pilot.staging.choice import Candidate, Choice, not_mounted
 from pilot.staging.copytool import Handle
-from pilot.staging.replicas import DIRECT_LAN, Place, Replicas, direct_schemes, reads_directly
+from pilot.staging.replicas import Place, Replicas, direct_schemes, reads_directly
 from pilot.staging.result import shown
 from pilot.staging.toolbox import ToolBox
 
@@ -142,15 +142,13 @@ class Planner:
         return [Candidate(tool=LOCAL_TOOL, url=str(path)) for path in places if path.exists()]
 
     def _schemes(self) -> list[str]:
-        """What somebody here can read, the preferred first: the tools of the queue, and payloads with direct access."""
-        tools = self._info.queue.tools(self._reading)
+        """What the tools of the queue can read, the preferred first; payloads read nothing else themselves."""
         found = [
             scheme
-            for tool in tools
+            for tool in self._info.queue.tools(self._reading)
             for scheme in self._info.queue.schemas(self._reading, tool) or sorted(self._tools.schemes(tool))
         ]
-        direct = {*direct_schemes(self._info.queue, True), *direct_schemes(self._info.queue, False)}
-        return list(dict.fromkeys([*found, *(scheme for scheme in DIRECT_LAN if scheme in direct)]))
+        return list(dict.fromkeys(found))
 
     def _places(self, file: File, local: bool) -> list[Place] | None:
         """The replicas of a file; None if only the layout of its storage can tell.
