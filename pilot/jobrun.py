@@ -35,7 +35,7 @@ from pilot.jobreport import Reporter
 from pilot.journal import Journal
 from pilot.logarchive import archive_folder, make_log_archive
 from pilot.maskfile import MASKS
-from pilot.nodemap import copy_maps
+from pilot.nodemap import GPU_MAP, NODE_MAP, copy_maps
 from pilot.outcome import FileOutcome, Outcome, Stopwatch, internal_error
 from pilot.outputs import Outputs
 from pilot.payload.extract import last_words
@@ -450,7 +450,7 @@ class JobRun:
             workdir=self.workdir,
             pids=self._payload.members if self._payload else list,
             hidden=(SECRETS, MASKS),
-            own=tuple(name for name in OWN_NAMES if not name.startswith("payload.")),
+            own=(*(name for name in OWN_NAMES if not name.startswith("payload.")), NODE_MAP, GPU_MAP),
             pilot_log=self.bench.log.path,
             path=self.bench.environ.get("PATH"),
         )

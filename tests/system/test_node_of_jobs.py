@@ -17,6 +17,8 @@ from tests.unit.test_node_facts import A100, CARD, SMI, program
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
     with Grid(tmp_path_factory.mktemp("grid")) as grid:
+        cric = f"[Information]\nqueues_url = {grid.server.url}/cache/{{pandaqueue}}.json\n"  # instead of ATLAS' own
+        grid.settings.write_text(grid.settings.read_text() + cric)
         yield grid
 
 
