@@ -73,7 +73,7 @@ class Rucio:
         os.environ.setdefault("LOGNAME", "pilot")  # some containers have a user without a name
         auth_host = host and (_configured("auth_host") if _configured("rucio_host") == host else host)
         for url in (host or _configured("rucio_host"), auth_host or _configured("auth_host")):
-            if url and url.startswith("http:") and not (allow_http or _is_local(url)):
+            if urlsplit(url).scheme == "http" and not (allow_http or _is_local(url)):
                 raise PlainHttp(f"{url} is plain http")
         self._options = {
             "rucio_host": host or None,
