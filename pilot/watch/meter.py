@@ -121,7 +121,12 @@ class Tally:
     def end(self, spent: Spent, seconds: float) -> None:
         """The payload has ended: what the kernel counted is surer than samples, which miss what is between them."""
         self._spent, self._seconds = spent, seconds
-        self._peaks["rss"] = max(self._peaks["rss"], spent.max_rss)
+        grown = spent.max_rss - self._peaks["rss"]
+        if grown > 0:  # a process was larger than all of them together at any sample
+            self._peaks["rss"] += grown
+            # What grows that fast is a process' own memory, not shared: without this a payload that takes all at once
+            # and dies has the PSS of its shell, by which the server finds memory for the next try.
+            self._peaks["pss"] += grown if self._count else 0
 
     def peak(self, name: str) -> int:
         """The highest `rss`, `pss`, `vmem` or `swap` known, kB."""

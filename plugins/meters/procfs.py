@@ -58,7 +58,7 @@ class Procfs(Meter):
         """One pass over all processes; those that end meanwhile are passed over."""
         pids = self._members()
         seen: dict[tuple[int, bytes], _Used] = {}
-        rss = vmem = threads = 0
+        rss = vmem = threads = alive = 0
         for pid in pids:
             fields = _read(pid, "stat").rpartition(b")")[2].split()
             if not fields:
@@ -66,13 +66,14 @@ class Procfs(Meter):
             threads += int(fields[17])
             vmem += int(fields[20]) >> 10
             rss += int(fields[21]) * _PAGE_KB
+            alive += fields[21] != b"0"  # one that has just ended has no memory left: it is no measure of the payload
             seen[pid, fields[19]] = _used(pid, fields)
         self._keep_orphans(seen)
         self._measure_pss(pids, rss)
         utime, stime, *io = self._totals()
         return Sample(
             seconds=time.monotonic() - self._started,
-            processes=len(seen),
+            processes=alive,
             threads=threads,
             rss=rss,
             pss=min(self._pss, rss) if rss else 0,

@@ -57,6 +57,7 @@ ENDS = {
     "is not there": ("no-such-program-here", 1305, 127, "command not found"),
     "may not be run": ("touch it; ./it", 1305, 126, "Permission denied"),
     "runs into its own limit": ("ulimit -v 300000; " + PYTHON + " -c 'x = bytearray(10**9)'", 1305, 1, "MemoryError"),
+    "takes much at once and dies": (f"exec {PYTHON} -c 'x = bytearray(200 << 20); exit(3)'", 1305, 3, "exit status 3"),
     "says that the disk is full": ("echo 'cp: x: No space left on device' >&2; exit 1", 1098, 1, "No space left"),
     "brings its own words": (
         """cat > problem_matchers.json <<"END"
@@ -106,6 +107,12 @@ def test_each_end_has_its_code_and_its_words(ends: dict[str, Job], name: str) ->
     assert (job.code, job.fields["trans_exit_code"]) == (code, status), job.diag
     assert words in job.diag
     assert processes_with(f"PandaID={job.id}") == []
+
+
+def test_memory_between_two_samples_is_known_all_the_same(ends: dict[str, Job]) -> None:
+    fields = ends["takes much at once and dies"].fields
+    for name in ("max_rss", "max_pss"):
+        assert abs(fields[name] - (205 << 10)) < 0.05 * (205 << 10), name
 
 
 # --- those that go on

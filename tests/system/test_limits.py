@@ -48,7 +48,7 @@ def test_memory_that_grows_slowly_is_1235_with_numbers(tmp_path):
     assert "the limit is 1024000 kB (1000 MB a core of SCORE_LOMEM, times 1 of the queue)" in done.diag
     used = int(done.diag.split(": ")[1].split()[0])
     assert 1_024_000 < used < 1_400_000
-    assert done.report["max_pss"] == used
+    assert used <= done.report["max_pss"] < used * 1.1  # it went on growing until it was dead
     assert "the payload is near its memory limit" in done.log
     assert nothing_left()
 
