@@ -30,6 +30,7 @@ from pilot.queuedata import Queue, QueueInfo, Sources
 from pilot.removal import remove_tree
 from pilot.server import Server
 from pilot.server.client import PandaServer
+from pilot.server.harvester import HarvesterServer
 from pilot.server.tls import Tls
 from pilot.settings import Settings
 from pilot.staging.catalogue import Catalogue
@@ -144,12 +145,15 @@ def make_bench(
         store=lambda of, job: make_store(settings, of, job, place, experiment, processes),
         logship=lambda of, job, workdir: make_logship(settings, of, job, workdir, place, masker),
         main_dir=place.main_dir,
-        credentials=make_keeper(settings, server, info, place, masker) if isinstance(server, PandaServer) else None,
+        credentials=make_keeper(settings, server, info, place, masker),
     )
 
 
-def make_keeper(settings: Settings, server: PandaServer, info: QueueInfo, place: Place, masker: Masker) -> Keeper:
-    """Who looks after the pilot's credentials."""
+def make_keeper(settings: Settings, server: Server, info: QueueInfo, place: Place, masker: Masker) -> Keeper | None:
+    """Who looks after the pilot's credentials; nobody where there is no server to show them to."""
+    server = server.behind if isinstance(server, HarvesterServer) else server
+    if not isinstance(server, PandaServer):
+        return None
     renews = settings.token_renewal and not info.queue.catchall_flag("no_token_renewal")
     named = place.environ.get("PANDA_AUTH_TOKEN_KEY", "") if renews else ""
     directories = [Path(place.environ.get("PANDA_AUTH_DIR") or "."), place.launch_dir, place.main_dir]

@@ -177,7 +177,7 @@ class Experiment:
             return ""
 
     def proxy_role(self, job: Job | None) -> str:
-        """The VOMS role to ask the server for: for a user's job, or for the pilot itself; empty for no proxy from there.
+        """The VOMS role to ask the server for: for a user's job or for the pilot itself; empty for none from there.
 
         Args:
             job: whose payload gets it; None for the pilot.

@@ -38,6 +38,7 @@ class FileOutcome:
             checksums=self.checksums,
             surl=self.url,
             endpoint=self.file.endpoint,
+            is_log=self.file.kind is Kind.LOG,
         )
 
     def as_dict(self) -> dict[str, Any]:

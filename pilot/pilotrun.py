@@ -28,6 +28,7 @@ from pilot.batch import BatchFacts
 from pilot.bench import Bench
 from pilot.download import fetch_url
 from pilot.errors import Code, PilotError, ServerError
+from pilot.exchange import TRIES, WAIT, speaks_by_files, with_exchange
 from pilot.features import read_features
 from pilot.grace import node_grace
 from pilot.masking import Masker
@@ -39,7 +40,7 @@ from pilot.processes import Processes
 from pilot.queuedata import QueuedataLoader, QueueInfo, check_active
 from pilot.server import Server
 from pilot.server.client import PandaServer
-from pilot.server.offline import NoServer
+from pilot.server.harvester import HarvesterServer
 from pilot.server.report import JobRequest
 from pilot.server.tls import find_tls
 from pilot.settings import Settings, SettingsError
@@ -247,6 +248,8 @@ class PilotRun:
             logger.exception("the map of the node is left out")
 
     async def _farewell(self, greeting: asyncio.Future[None], server: Server, place: Place) -> None:
+        if isinstance(server, HarvesterServer):
+            await in_thread(server.finish)
         await greeting
         await self._worker_status(server, place, "finished")
 
@@ -268,8 +271,8 @@ class PilotRun:
     def _server(self, place: Place) -> Server:
         settings = self._settings
         if not settings.update_server:
-            return NoServer(place.main_dir / "heartbeat.json")
-        return PandaServer.at(
+            return with_exchange(settings, place, None)
+        server = PandaServer.at(
             settings.server,
             None,
             environ=place.environ,
@@ -282,6 +285,7 @@ class PilotRun:
             connect_timeout=settings.http_connect_timeout,
             tell=self._masker.add,
         )
+        return with_exchange(settings, place, server)
 
     async def _worker_status(self, server: Server, place: Place, status: str) -> None:
         batch = place.batch
@@ -326,7 +330,13 @@ class PilotRun:
             worker_id="" if batch.worker_id is None else str(batch.worker_id),
         )
         ids = place.launch_dir / "pilot3"
-        return Seat(request=request, ids_file=ids / "pandaIDs.out" if ids.is_dir() else None)
+        by_files = speaks_by_files(settings, place)
+        return Seat(
+            request=request,
+            ids_file=ids / "pandaIDs.out" if ids.is_dir() else None,
+            tries=TRIES if by_files else 0,
+            wait=WAIT if by_files else 0.0,
+        )
 
 
 def _seconds_for_farewell(stop: Stop) -> float | None:

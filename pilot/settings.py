@@ -172,16 +172,13 @@ class Settings:
                            queue="pilot_heartbeat", group=_LIMITS, new=True)
 
     harvester_submitmode: str = opt("PULL", "whether the pilot fetches jobs (PULL) or is given them (PUSH)",
-                                    "--harvester-submit-mode", kind=one_of("PULL", "PUSH"), group=_HARVESTER,
-                                    later="Harvester's files")
-    harvester_workdir: str = opt("", "Harvester's work directory", "--harvester-workdir", kind=FOLDER, group=_HARVESTER,
-                                 later="Harvester's files")
-    harvester_datadir: str = opt("", "Harvester's data directory", "--harvester-datadir", kind=FOLDER, group=_HARVESTER,
-                                 later="Harvester's files")
+                                    "--harvester-submit-mode", kind=one_of("PULL", "PUSH"), group=_HARVESTER)
+    harvester_workdir: str = opt("", "Harvester's work directory", "--harvester-workdir", kind=FOLDER, group=_HARVESTER)
+    harvester_datadir: str = opt("", "Harvester's data directory", "--harvester-datadir", kind=FOLDER, group=_HARVESTER)
     harvester_eventstatusdump: str = opt("", "file to list outputs in", "--harvester-eventstatusdump", kind=FILE,
-                                         group=_HARVESTER, later="Harvester's files")
+                                         group=_HARVESTER)
     harvester_workerattributes: str = opt("", "file to report jobs in", "--harvester-workerattributes", kind=FILE,
-                                          group=_HARVESTER, later="Harvester's files")
+                                          group=_HARVESTER)
 
     debug: bool = opt(False, "log more", "-d --debug", sets=True)
     nopilotlog: bool = opt(False, "do not write pilotlog.txt", "--no-pilot-log", sets=True)

@@ -31,7 +31,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signa
 #: Seconds that are left after the second and each further signal.
 _IMPATIENT = (5.0, 1.0)
 
-#: Seconds in which the same signal is the same request: Slurm tells a pilot and its wrapper, which tells the pilot again.
+#: Seconds in which the same signal is one request: Slurm tells a pilot and its wrapper, which tells the pilot again.
 _ECHO = 0.5
 
 #: Bytes of a sigset_t (glibc and musl have 128) and of a signalfd_siginfo, whose first four are the number.

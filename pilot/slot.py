@@ -37,11 +37,17 @@ _END_MARGIN = 180.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seat:
-    """Facts of the node and the batch system that go into a request for a job."""
+    """Facts of the node and the batch system that go into a request for a job.
+
+    Attributes:
+        tries, wait: how often to ask and s between, where it is not the settings that say it.
+    """
 
     request: JobRequest
     ids_file: Path | None = None
     batch_end: BatchEnd = NO_END
+    tries: int = 0
+    wait: float = 0.0
 
 
 class Slot:
@@ -118,11 +124,12 @@ class Slot:
         if self._bench.credentials:
             await self._stop.guard(self._bench.credentials.check())
         tries = max(1, min(settings.getjob_requests, settings.getjob_failures)) if settings.update_server else 1
+        tries = self._seat.tries or tries
         for attempt in range(tries):
             free = self._check_space()
             try:
                 jobs, self._silence = await self._ask(free), None
-                wait = random.uniform(settings.no_job_wait_min, settings.no_job_wait_max)
+                wait = self._seat.wait or random.uniform(settings.no_job_wait_min, settings.no_job_wait_max)
             except ServerError as error:
                 logger.warning("no answer to the request for a job: %s", error.detail)
                 jobs, self._silence = [], error

@@ -28,7 +28,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileReport:
-    """An output or the log as it was stored: `surl` is its full URL, `endpoint` its RSE, checksums as in `job.File`."""
+    """An output, or the log if `is_log`: `surl` is its full URL, `endpoint` its RSE, checksums are as in `job.File`."""
 
     lfn: str
     guid: str
@@ -36,6 +36,7 @@ class FileReport:
     checksums: Mapping[str, str]
     surl: str
     endpoint: str
+    is_log: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,277 @@
+"""Real pilots that speak with Harvester by files, as its shared-file messenger writes and reads them.
+
+`Messenger` does what `shared_file_messenger.py` of Harvester does with these files: same names, same renames.
+"""
+
+import json
+import os
+import signal
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from pilot.errors import ServerError
+from pilot.server.harvester import read_jobs
+from tests.grid import Grid, until
+
+
+class Messenger:
+    """Harvester's side of the exchange for one worker."""
+
+    def __init__(self, access, subfolders=False):
+        self.access = access
+        self.subfolders = subfolders
+        access.mkdir()
+
+    def home(self, job):
+        home = self.access / str(job["PandaID"]) if self.subfolders else self.access
+        home.mkdir(exist_ok=True)
+        return home
+
+    def feed(self, *jobs, cgi=False):
+        for job in jobs:
+            name = "pandaJobData.out" if cgi else "HPCJobs.json"
+            text = urlencode(job) if cgi else json.dumps({job["PandaID"]: job})
+            (self.home(job) / name).write_text(text)
+        (self.access / "worker_requestjob.json").unlink(missing_ok=True)
+
+    def requested(self):
+        path = self.access / "worker_requestjob.json"
+        return json.loads(path.read_text())["nJobs"] if path.exists() else 0
+
+    def attributes(self, job):
+        path = self.home(job) / "worker_attributes.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def outputs(self, job):
+        path = self.home(job) / "event_status.dump.json"
+        path.rename(f"{path}.read")
+        return json.loads(Path(f"{path}.read").read_text())
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    with Grid(tmp_path_factory.mktemp("grid")) as grid:
+        yield grid
+
+
+@pytest.fixture
+def messenger(tmp_path):
+    return Messenger(tmp_path / "access")
+
+
+WORKER = {"HARVESTER_ID": "harv", "HARVESTER_WORKER_ID": "7"}
+
+
+def push(grid, messenger, *more, env=None, queue="Q"):
+    options = ["--harvester-submit-mode", "PUSH", "--harvester-datadir", str(messenger.access)]
+    workdir = ["--harvester-workdir", str(messenger.access)]
+    return grid.pilot(*options, *workdir, *more, env={**WORKER, **(env or {})}, queue=queue)
+
+
+def acquired(grid, queue):
+    """What Harvester gets from the server for a worker."""
+    url = f"{grid.server.url}/api/v1/pilot/acquire_jobs"
+    body = json.dumps({"site_name": queue, "prod_source_label": "managed", "n_jobs": 1}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        (job,) = json.load(answer)["data"]["jobs"]
+    return job
+
+
+def one_job_queue(grid, name):
+    return grid.queue(name, timefloor=0)
+
+
+@pytest.mark.parametrize("cgi", [True, False], ids=["url-encoded", "JSON"])
+def test_a_job_that_was_pushed_is_run_and_reported_to_the_server(grid, messenger, cgi):
+    queue = one_job_queue(grid, f"PUSH{cgi}")
+    (job_id,) = grid.submit(grid.job("echo x > out", outputs=["out"], queue=queue))
+    messenger.feed(acquired(grid, queue), cgi=cgi)
+    pilot = push(grid, messenger, queue=queue)
+
+    assert pilot.wait() == 0, pilot.text
+    assert grid.job_of(job_id).state == "finished"
+    assert not (messenger.access / "pandaJobData.out").exists()
+    assert not (messenger.access / "HPCJobs.json").exists()
+    assert not (messenger.access / "worker_attributes.json").exists()  # the server knows
+    assert {"kill_worker", "kill_worker.json"} <= {path.name for path in messenger.access.iterdir()}
+
+
+def test_without_a_server_reports_are_files_as_harvester_reads_them(grid, messenger, tmp_path):
+    queue = one_job_queue(grid, "FILES")
+    report = '{"exitCode": 0, "executor": [{"name": "x", "logfileReport": {"countSummary": [1, 2]}}]}'
+    job = grid.job(f"echo x > 'a b'; echo '{report}' > jobReport.json", outputs=["a b"], queue=queue)
+    messenger.feed(job)
+    pilot = push(grid, messenger, "-z", "--pilot-user", "generic", queue=queue)
+
+    assert pilot.wait() == 0, pilot.text
+    attributes = messenger.attributes(job)
+    assert attributes["jobStatus"] == "finished"
+    assert (attributes["pilotErrorCode"], attributes["transExitCode"]) == (0, 0)
+    assert attributes["jobId"] == str(job["PandaID"])
+    assert "xml" not in attributes
+    (files,) = messenger.outputs(job).values()
+    assert [file["type"] for file in files] == ["log", "output"]
+    assert Path(files[1]["path"]).read_text() == "x\n"
+    assert files[1]["fsize"] == 2
+    assert len(files[1]["chksum"]) == 8
+    short = json.loads((messenger.access / "jobReport.json").read_text())
+    assert short["executor"] == [{"name": "x", "logfileReport": {}}]
+
+
+def test_a_job_that_fails_says_so_in_its_file(grid, messenger):
+    queue = one_job_queue(grid, "BAD")
+    job = grid.job("exit 3", queue=queue)
+    messenger.feed(job)
+    push(grid, messenger, "-z", queue=queue).wait()
+
+    attributes = messenger.attributes(job)
+    assert (attributes["jobStatus"], attributes["transExitCode"]) == ("failed", 3)
+    assert attributes["pilotErrorCode"] == 1305
+
+
+def test_names_of_the_files_may_be_given(grid, messenger):
+    queue = one_job_queue(grid, "NAMED")
+    job = grid.job(queue=queue)
+    messenger.feed(job)
+    names = ["--harvester-workerattributes", "attributes.json", "--harvester-eventstatusdump", "dump.json"]
+    assert push(grid, messenger, "-z", *names, queue=queue).wait() == 0
+
+    assert json.loads((messenger.access / "attributes.json").read_text())["jobStatus"] == "finished"
+    assert str(job["PandaID"]) in json.loads((messenger.access / "dump.json").read_text())
+
+
+def test_several_jobs_of_a_worker_each_have_their_directory(grid, tmp_path):
+    messenger = Messenger(tmp_path / "access", subfolders=True)
+    queue = grid.queue("MANY", timefloor=1)
+    jobs = [grid.job(queue=queue) for _ in range(3)]
+    messenger.feed(*jobs)
+    pilot = push(grid, messenger, "-z", queue=queue)
+    until(lambda: all(messenger.attributes(job).get("jobStatus") == "finished" for job in jobs))
+    until(messenger.requested)
+    pilot.signal()
+    pilot.wait()
+
+    assert len({messenger.home(job) for job in jobs}) == 3
+    assert pilot.text.count("ready for new job") == 3
+
+
+def test_jobs_of_one_file_are_taken_one_by_one_and_the_rest_is_not_lost(grid, messenger):
+    """A pilot that is stopped leaves in the file what it has not begun."""
+    queue = grid.queue("ONE", timefloor=1)
+    jobs = [grid.job("sleep 30", queue=queue), grid.job(queue=queue)]
+    (messenger.access / "HPCJobs.json").write_text(json.dumps({job["PandaID"]: job for job in jobs}))
+    pilot = push(grid, messenger, "-z", queue=queue)
+    until(lambda: messenger.attributes(jobs[0]).get("jobStatus") == "running")
+    pilot.signal(signal.SIGTERM)
+    pilot.wait()
+
+    assert messenger.attributes(jobs[0])["jobStatus"] == "failed"
+    left = json.loads((messenger.access / "HPCJobs.json").read_text())
+    assert list(left) == [str(jobs[1]["PandaID"])]
+
+
+def test_another_job_is_asked_for_and_taken(grid, messenger):
+    queue = grid.queue("MORE", timefloor=1)
+    first, second = grid.job(queue=queue), grid.job(queue=queue)
+    messenger.feed(first)
+    pilot = push(grid, messenger, "-z", queue=queue)
+    until(messenger.requested)
+    assert messenger.requested() == 1
+    messenger.feed(second)
+    until(lambda: messenger.attributes(second).get("jobId") == str(second["PandaID"]), timeout=30)
+    pilot.signal()
+    pilot.wait()
+
+
+def test_arc_finds_its_job_where_the_pilot_starts_and_a_heartbeat_file(grid, tmp_path):
+    """`-z` without Harvester (PILOT3 7.2)."""
+    launch = tmp_path / "launch"
+    launch.mkdir()
+    job = grid.job("cat in > out", inputs={}, outputs=["out"])
+    job |= {"inFiles": "in", "fsize": "2", "checksum": "ad:00fc0083", "GUID": "g", "scopeIn": "s", "ddmEndPointIn": "X"}
+    (launch / "in").write_text("x\n")
+    job["ddmEndPointOut"] = "REMOTE,REMOTE"
+    (launch / "pandaJobData.out").write_text(urlencode(job))
+    door = {"endpoint": "root://door.example.org:1094", "path": "/data", "flavour": "X", "id": 1}
+    remote = {"name": "REMOTE", "state": "ACTIVE", "is_deterministic": True, "arprotocols": {"write_lan": [door]}}
+    (grid.files / "remote.json").write_text(json.dumps({"REMOTE": remote}))
+    grid.queue("ARC", catchall="", timefloor=0, astorages={"write_lan": ["REMOTE"], "pl": ["REMOTE"]})
+    words = grid.options("-z", "--storagedata-url", f"{grid.server.url}/cache/remote.json", queue="ARC")
+    del words[words.index("-a") : words.index("-a") + 2]
+    options, grid.options = grid.options, lambda *more, queue="": words
+    try:
+        pilot = grid.pilot(cwd=launch)
+    finally:
+        grid.options = options
+    assert pilot.wait() == 0, pilot.text
+    heartbeat = json.loads((launch / "heartbeat.json").read_text())
+    assert heartbeat["state"] == "finished", pilot.text
+    assert (launch / "out").read_text() == "x\n"
+    listed = (launch / "output.list").read_text()
+    assert "out root://door.example.org:1094/data/test/scope/" in listed
+    assert ":checksumtype=adler32:checksumvalue=00fc0083" in listed
+
+
+def test_a_job_that_lies_there_is_taken_by_a_pilot_that_pulls(grid, tmp_path):
+    """And once it is done, the server is asked."""
+    queue = grid.queue("LIES")
+    ids = grid.submit(grid.job(queue=queue))
+    given = acquired(grid, queue)
+    ids += grid.submit(grid.job(queue=queue))
+    launch = tmp_path / "launch"
+    launch.mkdir()
+    (launch / "pandaJobData.out").write_text(urlencode(given))
+    pilot = grid.pilot(queue=queue, cwd=launch)
+    assert pilot.wait() == 0
+    assert [grid.job_of(job_id).state for job_id in ids] == ["finished", "finished"]
+    order = [line for line in pilot.text.splitlines() if "stagein" in line and "_enter" in line]
+    assert str(ids[0]) in order[0]
+
+
+def test_what_is_read_while_it_is_written_is_whole(grid, messenger):
+    """Harvester reads whenever it likes."""
+    queue = one_job_queue(grid, "ATOMIC")
+    job = grid.job("sleep 1", queue=queue)
+    messenger.feed(job)
+    pilot = push(grid, messenger, "-z", queue=queue)
+    path = messenger.access / "worker_attributes.json"
+    reads = 0
+    while pilot.process.poll() is None:
+        if path.exists():
+            assert json.loads(path.read_text())["jobId"]
+            reads += 1
+        time.sleep(0.001)
+    assert reads > 100
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"1": {"PandaID": 1}}', '{"PandaID": 1}', '[{"PandaID": "1"}]', "PandaID=1&jobPars=a%3Db"]
+)
+def test_every_form_of_a_definition_is_read(tmp_path, text):
+    (tmp_path / "f").write_text(text)
+    jobs = read_jobs(tmp_path / "f")
+    assert [int(job["PandaID"]) for job in jobs] == ([1] if "PandaID" in text else [])
+    assert all(job.get("jobPars") in (None, "a=b") for job in jobs)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "nonsense", '{"a": {"b": 1}}', "PandaID=x"])
+def test_what_is_no_definition_is_told_with_the_file(tmp_path, text):
+    (tmp_path / "f").write_text(text)
+    with pytest.raises(ServerError, match=str(tmp_path / "f")):
+        read_jobs(tmp_path / "f")
+
+
+def test_a_definition_s_copy_is_private(grid, messenger, tmp_path):
+    queue = one_job_queue(grid, "PRIVATE")
+    job = grid.job(queue=queue, secrets=json.dumps({"k": "very-secret-value"}))
+    messenger.feed(job)
+    pilot = push(grid, messenger, "-z", "--cleanup", "False", "-a", str(tmp_path / "kept"), queue=queue)
+    assert pilot.wait() == 0
+    (copy,) = (tmp_path / "kept").glob("*/job_definition.json")
+    assert os.stat(copy).st_mode & 0o777 == 0o600
+    assert "very-secret-value" not in pilot.text
