@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pilot.bench import Bench
+from pilot.errors import PilotError
 from pilot.job import File, Job
 from pilot.outcome import Outcome
 from pilot.queuedata import QueueInfo
@@ -68,6 +69,7 @@ class Outputs:
         self._custody: Custody | None = None
         self._place: Path | None = None
         self.is_idle = False
+        self._manifest = bench.settings.early_manifest if bench.settings.early_stageout == "manifest" else ""
         self._early = self._make_early()
 
     def _make_early(self) -> EarlyOut | None:
@@ -84,7 +86,7 @@ class Outputs:
             self._stop,
             self._keep,
             register=self._register,
-            manifest=settings.early_manifest if settings.early_stageout == "manifest" else "",
+            manifest=self._manifest,
             quiet=settings.early_quiet,
         )
 
@@ -117,13 +119,20 @@ class Outputs:
             logger.info("archives made of outputs: %s", ", ".join(made) or "none")
         outputs = self._now()
         if self._bench.settings.keep_undelivered:
-            from pilot.undelivered import Custody, Note
-
-            files = (*outputs, *([self._job.log] if self._job.log else []))
-            note = Note(job=self._job, files=files, report=report(), queue=self._info.queue.name)
-            self._custody = await in_thread(Custody, self._workdir, note)
+            await self._take_custody(outputs, report())
         left = await self._early.rest(outputs, self._forget) if self._early else outputs
         return await self._engine.stage_out(left, self._workdir, self._stop)
+
+    async def _take_custody(self, outputs: Sequence[File], report: Report) -> None:
+        """A disk that takes no note takes away only the second chance."""
+        from pilot.undelivered import Custody, Note
+
+        files = (*outputs, *([self._job.log] if self._job.log else []))
+        note = Note(job=self._job, files=files, report=report, queue=self._info.queue.name)
+        try:
+            self._custody = await in_thread(Custody, self._workdir, note)
+        except PilotError as error:
+            logger.error("what is not delivered will not be kept: %s", error.detail)
 
     async def hold(self, patience: float) -> None:
         """After outputs and log were tried: what a later run can deliver is kept, and the job is not lost.
@@ -167,7 +176,7 @@ class Outputs:
     def _now(self) -> Sequence[File]:
         """The outputs there are; one that is missing is left out if it may miss."""
         found = self._bench.experiment.outputs(self._job, self._workdir)
-        return [file for file in found if not self._may_miss(file)]
+        return [file for file in found if file.lfn != self._manifest and not self._may_miss(file)]
 
     def _may_miss(self, file: File) -> bool:
         allowed = self.is_idle or any(fnmatchcase(file.lfn, pattern) for pattern in self._job.allow_no_output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,25 @@ def test_finished_files_are_told_of_with_and_without_the_kernel(
         return told
 
     assert asyncio.run(scenario()) == ["name with 'quotes'; $(x)"]
+
+
+def test_many_files_cost_a_bounded_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        asked = 0
+        out, engine, _ = early(tmp_path, "")
+
+        def outputs() -> list[File]:
+            nonlocal asked
+            asked += 1
+            time.sleep(0.005)
+            return [File(lfn=path.name, kind=Kind.OUTPUT) for path in tmp_path.iterdir()]
+
+        monkeypatch.setattr(out, "_outputs", outputs)
+        async with out:
+            for number in range(100):
+                (tmp_path / "t").write_text("x")
+                (tmp_path / "t").rename(tmp_path / str(number))
+            await sent(engine, 100)
+        assert asked < 20
+
+    asyncio.run(scenario())

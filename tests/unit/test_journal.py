@@ -243,3 +243,13 @@ def test_facts_of_wrong_types_do_no_harm(tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("j") / "journal.jsonl"
     lines = [(step, known | {"code": "x", "lfn": 1}) for step, known in lines]
     assert set(write(path, *lines).left) <= set(PHASES)
+
+
+def test_an_output_that_was_removed_from_its_storage_is_not_stored(tmp_path):
+    own = Journal(tmp_path / "journal.jsonl")
+    for lfn in "ab":
+        own.record("moved", kind="output", lfn=lfn, size=1, url=f"x://{lfn}", endpoint="RSE")
+    own.record("removed", kind="output", lfn="a")
+    own.close()
+    (left,) = journal.state(tmp_path / "journal.jsonl").moved
+    assert (left.lfn, left.endpoint) == ("b", "RSE")
