@@ -169,8 +169,7 @@ class PayloadRun:
         if not scene.bench.environ.get(HOROVOD_VARIABLE):
             payload = await scene.stop.guard(self.launch(text))
             scene.note("started", sync=True, pid=payload.pid)
-            beside = [self._start_utility("coprocess", utilities.coprocess)] if utilities.coprocess else []
-            ended = await self._wait(payload, *beside)
+            ended = await self._wait(payload, coprocess=utilities.coprocess)
             await self._judge(ended)
             if ends_loop("payload", ended):
                 return False
@@ -254,12 +253,14 @@ class PayloadRun:
         count = {COUNT_VARIABLE: str(self._round)} if scene.job.is_hpo or scene.job.preprocess else {}
         return built | count | dict(scene.variables)
 
-    async def _wait(self, process: PayloadProcess, *beside: PayloadProcess) -> Ended:
+    async def _wait(self, process: PayloadProcess, coprocess: str = "") -> Ended:
         """Wait for a process under watch; whatever happens, nothing of it is left and its true end is known."""
         stop = self._scene.stop
-        self._running = [process, *beside]
+        self._running = [process]
         self._watch_over(process)
         try:
+            if coprocess:
+                self._running.append(self._start_utility("coprocess", coprocess))
             ended = await stop.guard(process.wait())
             if ended.status:  # perhaps for the signal that is about to reach us too: Slurm tells everybody
                 await stop.wait(SIGNAL_PATIENCE)

@@ -117,6 +117,13 @@ def a_preprocess_that_hangs_is_under_watch(top: Path) -> None:
 
 
 @scenario
+def a_coprocess_that_cannot_be_started_leaves_no_payload_behind(top: Path) -> None:
+    pre = {"command": "mkdir coprocess_stdout.txt"}  # in the place of its output
+    done = ran(watched(top, "sleep 600", preprocess=pre, coprocess={"command": "true"}), 1310)
+    assert "coprocess could not be started" in done.diag
+
+
+@scenario
 def what_a_preprocess_used_is_counted(top: Path) -> None:
     burn = {"command": "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; times"}
     done = ran(watched(top, "true", preprocess=burn))
