@@ -473,7 +473,8 @@ class JobRun:
         """Do what a new command of the server says (PILOT3 2.8)."""
         if command == "nocleanup":
             self._kept = True
-            (self.workdir / KEPT).touch()
+            with suppress(OSError):  # the payload may have removed the directory
+                (self.workdir / KEPT).touch()
             logger.info("the job directory will be kept: %s", self.workdir)
         elif command == "softkill":
             told = self._payload.tell_end("the server said softkill") if self._payload else False

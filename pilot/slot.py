@@ -98,6 +98,9 @@ class Slot:
         """Whether the slot has the time for another job; `timefloor` 0 means one job only."""
         if self._stop.requested:
             return False
+        if self._batch_end.expired:
+            logger.info("%s has passed: no further job", self._seat.batch_end.what)
+            return False
         if not self._done:
             return True
         age = time.monotonic() - self._started

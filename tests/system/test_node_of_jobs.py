@@ -86,3 +86,12 @@ def test_further_jobs_come_from_the_same_task_unless_told_otherwise(grid: Grid, 
     states = [grid.job_of(job_id).state for job_id in ids]
     assert states == ["finished", "activated" if same == "True" else "finished", "finished"]
     until(lambda: "pilot ends" in pilot.text)
+
+
+def test_a_slot_whose_end_has_passed_takes_no_job(grid: Grid) -> None:
+    queue = grid.queue("PASSED")
+    (job_id,) = grid.submit(grid.job(queue=queue))
+    pilot = grid.pilot(queue=queue, env={"SLURM_JOB_END_TIME": "1000"})
+    assert pilot.wait() == 0
+    assert "the end of the Slurm job has passed" in pilot.text
+    assert grid.job_of(job_id).state == "activated"
