@@ -160,10 +160,19 @@ def find(places: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
+def _found(places: Iterable[Path]) -> list[Path]:
+    """As `find`; a place that cannot be looked at has nothing."""
+    try:
+        return find(places)
+    except OSError as error:
+        logger.error("undelivered outputs are not looked for: %s", error)
+        return []
+
+
 async def deliver_all(bench: Bench, places: Iterable[Path], stop: Stop) -> int:
     """Deliver what is found; how many directories are left that could not be. Raises nothing."""
     left = 0
-    for folder in await in_thread(find, list(places)):
+    for folder in await in_thread(_found, list(places)):
         if stop.requested:
             break
         try:
@@ -183,6 +192,9 @@ async def _deliver(bench: Bench, folder: Path, stop: Stop) -> bool:
         if file is None:
             return True
         note = _decoded(json.load(file))
+        if note.queue != bench.info.queue.name:
+            logger.info("%s is left to pilots of its queue %s", folder, note.queue)
+            return False
         journal = Journal(folder / JOURNAL)
         try:
             if await Delivery(bench, folder, note, journal, stop).run():

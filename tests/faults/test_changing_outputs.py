@@ -53,7 +53,7 @@ def stage_out(kind: type[CopyTool], options: dict[str, str], url: str, path: Pat
     environ = {"S3_ACCESS_KEY": OWNER[0], "S3_SECRET_KEY": OWNER[1], "S3_ENDPOINT_URL": options.get("endpoint_url", "")}
     tool = kind(ToolContext(options=options, settings=settings, environ=environ, launch_dir=path.parent))
     tools = ToolBox(launch_dir=path.parent, settings=settings, find=lambda name: lambda context: tool)  # type: ignore[arg-type,return-value]
-    limits = StagingLimits(pause=0.01)
+    limits = StagingLimits(pause=0.01, attempts_out=2)
     plan, variables = Plan(url), {"PATH": os.environ["PATH"]}
     engine = StagingEngine(plan=plan, tools=tools, launcher=Processes(), limits=limits, environment=variables)  # type: ignore[arg-type]
 

@@ -68,6 +68,10 @@ def pilot_deliver_says_what_is_left_and_delivers_what_can_be(top: Path) -> None:
         assert "1 jobs are still not delivered" in left.text
         assert len(list(kept.iterdir())) == 1
         blocker.unlink()
+        grid.queue("OTHER")
+        other = grid.pilot(str(kept), command=DELIVER, queue="OTHER")
+        assert other.wait() != 0
+        assert "is left to pilots of its queue Q" in other.text
         done = grid.pilot(str(kept), command=DELIVER)
         assert done.wait() == 0, done.text
         assert grid.job_of(job_id).state == "finished"
