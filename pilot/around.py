@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -105,15 +104,15 @@ class Around:
         if hooks is None or not hooks.hooks.directory:
             return
         try:
-            await hooks.run(phase, self._description(), stop, seconds)
+            await hooks.run(phase, _masked(self._description(), self._bench.masker.mask), stop, seconds)
         finally:
             self.variables |= hooks.environment
             self._outcome.metrics |= hooks.metrics
 
     def _description(self) -> dict[str, Any]:
-        """The job for a hook, without secrets."""
+        """The job for a hook; its secrets stay with it, and what looks like one in other fields is masked."""
         job, outcome = self._job, self._outcome
-        text = json.dumps({
+        return {
             "job_id": job.job_id, "attempt": job.attempt, "task_id": job.task_id, "name": job.name, "label": job.label,
             "user": job.user, "transformation": job.transformation, "parameters": job.parameters,
             "platform": job.platform, "release": job.release, "container_image": job.container_image,
@@ -122,9 +121,7 @@ class Around:
             "inputs": [_file(file) for file in job.inputs], "outputs": [_file(file) for file in job.outputs],
             "exit_code": outcome.exit_code, "signal": outcome.signum,
             "error_code": outcome.code, "error_diag": outcome.error.diag if outcome.error else "",
-        })  # fmt: skip
-        found = json.loads(self._bench.masker.mask(text))
-        return {**found, "job_id": job.job_id} if isinstance(found, dict) else {"job_id": job.job_id}
+        }  # fmt: skip
 
     def _environment(self) -> dict[str, str]:
         """What a payload gets: the pilot's own credentials stay with the pilot, unless the site names them."""
@@ -175,6 +172,14 @@ class Around:
             processes=self._bench.processes,
             name=name,
         )
+
+
+def _masked(value: Any, mask: Callable[[str], str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _masked(inner, mask) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_masked(inner, mask) for inner in value]
+    return mask(value) if isinstance(value, str) else value
 
 
 def _variables(service: Service, output: str) -> list[tuple[str, str]]:

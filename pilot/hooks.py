@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from pilot.errors import Code, PilotError
 from pilot.processes import Processes, descendants, send, wait_exit
-from pilot.stop import Stop
+from pilot.stop import Deadline, Stop, in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -88,30 +88,32 @@ class JobHooks:
             phase: one of `PHASES`.
             job: for their stdin, without secrets.
             stop: ends a hook at once.
-            timeout: seconds for each, where that is less than theirs.
+            timeout: seconds for all of them together, beside what each may take.
 
         Raises:
             PilotError: a hook failed, or the reason of the stop.
         """
-        for path in find_hooks(self.hooks.directory, phase):
-            await stop.guard(self._run(path, phase, job, min(timeout, self.hooks.timeout)))
+        deadline = Deadline(timeout)
+        # In a thread: they may be far away, and a mount that hangs must not hang the pilot.
+        for path in await stop.guard(in_thread(find_hooks, self.hooks.directory, phase)):
+            try:
+                await stop.guard(self._run(path, phase, job, min(deadline.remaining, self.hooks.timeout)))
+            except OSError as error:  # no room for what it is told and says
+                raise _failure(phase, path, f"it cannot be run: {error.strerror}") from error
 
     async def _run(self, path: Path, phase: str, job: Mapping[str, Any], timeout: float) -> None:
         variables = {"PILOT_PHASE": phase, "PILOT_JOB_DIR": str(self.workdir), "PILOT_JOB_ID": str(job["job_id"])}
         with TemporaryFile() as request, TemporaryFile() as output, TemporaryFile() as errors:
             request.write(json.dumps({**job, "phase": phase}).encode())
             request.seek(0)
-            try:
-                process = self.hooks.processes.start(
-                    [str(path)],
-                    cwd=self.workdir if self.workdir.is_dir() else None,
-                    env={**self.hooks.environ, **variables},
-                    stdin=request,
-                    stdout=output,
-                    stderr=errors,
-                )
-            except OSError as error:
-                raise _failure(phase, path, f"it does not start: {error.strerror}") from error
+            process = self.hooks.processes.start(
+                [str(path)],
+                cwd=self.workdir if self.workdir.is_dir() else None,
+                env={**self.hooks.environ, **variables},
+                stdin=request,
+                stdout=output,
+                stderr=errors,
+            )
             logger.info("hook %s of %s: pid %d", path.name, phase, process.pid)
             in_time = await self._wait(process, timeout)
             answer, lines = _answer(_tail(output)), _tail(errors).splitlines()
@@ -167,7 +169,8 @@ def find_hooks(directory: str, phase: str) -> list[Path]:
     """
     if not directory:
         return []
-    top, folder = Path(directory), Path(directory) / f"{phase}.d"
+    top = Path(directory).absolute()
+    folder = top / f"{phase}.d"
     try:
         names = [] if not folder.is_dir() else sorted(folder.iterdir(), key=lambda path: path.name)
     except OSError as error:

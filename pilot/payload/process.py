@@ -118,7 +118,9 @@ class PayloadProcess:
         try:
             with _open_output(stdout, again) as out, _open_output(stderr, again) as err:
                 shell = (
-                    ["/bin/bash", *_shell_arguments(text, workdir / f"{name}{LONG_COMMAND}")] if not container else []
+                    ["/bin/bash", *_shell_arguments(text, workdir / f"{name}{LONG_COMMAND}", again)]
+                    if not container
+                    else []
                 )
                 process = processes.start(
                     [*prefix, *(container.argv if container else shell)],
@@ -206,12 +208,13 @@ class PayloadProcess:
         )
 
 
-def _shell_arguments(text: str, path: Path) -> list[str]:
+def _shell_arguments(text: str, path: Path, again: bool) -> list[str]:
     """How bash gets its text: as an argument, or in a file if it is too long for that."""
     data = os.fsencode(text)
     if len(data) < _LONGEST_ARGUMENT:
         return ["-c", text]
-    path.unlink(missing_ok=True)  # the one of its last run
+    if again:
+        path.unlink(missing_ok=True)
     with open(path, "xb") as file:
         file.write(data + b"\n")
     return [f"./{path.name}"]
