@@ -28,7 +28,7 @@ _DELEGATION_MARKS = ("trusted.delegate", "user.delegate")
 
 #: The kernel ends a payload that grows faster than we look at so much more than its limit: before that it is ours to
 #: say 1235, with numbers. The charge of a group is more than PSS, too: page tables, sockets, files in memory.
-_HEADROOM = 1.1
+HEADROOM = 1.1
 
 #: Moves itself into groups and becomes the command: all text is fixed, names are arguments. A group that cannot be
 #: joined is left out, since a payload must not fail for its watch.
@@ -119,7 +119,7 @@ class OwnGroup(Group):
     def limit(self, memory_kb: int, processes: int = 0) -> None:
         """Have the kernel hold the payload to its limits; 0 for none."""
         if memory_kb:
-            most = int(memory_kb * 1024 * _HEADROOM)
+            most = int(memory_kb * 1024 * HEADROOM)
             self._write("memory", "memory.high", str(memory_kb * 1024))
             self._write("memory", "memory.max" if self.version == 2 else "memory.limit_in_bytes", str(most))
         if processes:

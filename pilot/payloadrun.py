@@ -133,6 +133,9 @@ class PayloadRun:
         """Pids of its living processes, parents first."""
         return list(dict.fromkeys(pid for process in self._running for pid in process.members()))
 
+    def _receivers(self) -> list[int]:
+        return list(dict.fromkeys(pid for process in self._running for pid in process.receivers()))
+
     def tell_end(self, why: str) -> bool:
         """Send the signal that tells it that its time is nearly over; False if there is none, or it was sent before."""
         return self._guard is not None and self._guard.soft_stop.tell(why)
@@ -216,7 +219,7 @@ class PayloadRun:
 
     async def _contain(self, runtime: Runtime, text: str) -> Container:
         scene = self._scene
-        limit = self._made_guard().memory_limit
+        limit = self._made_guard().hard_limit
         container = make_container(
             runtime, scene.bench, scene.job, scene.queue, scene.workdir, text, self._variables(), limit
         )
@@ -295,7 +298,7 @@ class PayloadRun:
     def _watch_over(self, process: PayloadProcess) -> None:
         """Begin the watch with the first process; it goes on from one to the next."""
         if self._watching is None and self._guard:
-            looks = self._guard.attach(process.pid, self.members)
+            looks = self._guard.attach(process.pid, self.members, self._receivers)
             self._watching = asyncio.create_task(watch(looks, self._scene.stop, self._scene.bench.settings.grace))
             self._scene.announce(State.RUNNING)
 

@@ -30,6 +30,23 @@ SCRIPT = "container_script.sh"
 #: Left in the job directory by a script that runs.
 STARTED = ".container_started"
 
+#: First process of ours in a container. When the first process of a PID namespace ends the kernel kills all others, and
+#: a shell ends at TERM while its children still use their grace: so after a TERM this one stays until it is alone.
+_INIT = """trap 'heard=x$heard' HUP INT QUIT ALRM USR1 USR2 XCPU; trap 'heard=x$heard; told=1; FORWARD' TERM
+PAYLOAD
+alone() { for place in /proc/[0-9]*; do case ${place#/proc/} in 1|$$|"[0-9]*") ;; *) return 1;; esac; done; }
+while [ "$told" ] && ! alone; do sleep 0.1; done
+exit $status"""
+#: The pilot reaches what is inside itself.
+INIT = _INIT.replace("FORWARD", ":").replace("PAYLOAD", '"$@"; status=$?')
+#: Whoever runs the container tells its first process alone, which passes TERM on. A shell has what it waits for so in
+#: the background, where INT and QUIT are ignored; `wait` ends at a signal, too, and is to be repeated then.
+FORWARDING_INIT = _INIT.replace("FORWARD", "kill -TERM $child").replace(
+    "PAYLOAD",
+    """"$@" & child=$!
+while before=$heard; wait $child; status=$?; [ "$heard" != "$before" ]; do :; done""",
+)
+
 #: Where ATLAS keeps images of platforms, below CVMFS (PILOT3 5.2, raw mode).
 _GRID_IMAGES = [f"atlas.cern.ch/repo/containers/images/{name}" for name in ("apptainer", "singularity")]
 #: The architecture and the system in front of a platform: `x86_64-slc6` of `x86_64-slc6-gcc48-opt`.
@@ -228,6 +245,11 @@ class Container(ABC):
         """Why a container ended whose text never began."""
         return runtime_failure(self.name, status, stderr)
 
+    @staticmethod
+    def inner_command(init: str = INIT) -> list[str]:
+        """What a container with a PID namespace runs; see `INIT`."""
+        return ["/bin/bash", "-c", init, "init", "/bin/bash", f"./{SCRIPT}"]
+
     def write_script(self, *before: str, text: str = "") -> None:
         """Write the script: the mark, lines `before`, the order's text or another.
 
@@ -281,6 +303,16 @@ def swallowed_failure(name: str, stderr: str) -> PilotError | None:
         if code is not None:
             return _failure(code, name, 0, line)
     return None
+
+
+def namespace_ids(pid: int) -> list[str]:
+    """The ids of a process in our PID namespace and in each below it that it is in (`NSpid` of proc(5)); or none."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:  # it has just ended
+        return []
+    found = re.search(r"^NSpid:(.*)$", text, re.MULTILINE)
+    return found[1].split() if found else []
 
 
 async def ask(argv: Sequence[str], environment: Mapping[str, str], timeout: float = 20.0) -> tuple[int, str]:

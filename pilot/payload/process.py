@@ -167,6 +167,16 @@ class PayloadProcess:
         self._processes.reap()
         return [*first, *self._processes.adopted()]
 
+    def receivers(self) -> list[int]:
+        """Members that get signals which are meant for the payload."""
+        members = self.members()
+        return self._receivers(members, members)
+
+    def _receivers(self, pids: Sequence[int], members: Sequence[int]) -> list[int]:
+        """Without what only runs the container, which must outlive the payload to see its end."""
+        spared = self.container.spared(self.pid, members) if self.container else set()
+        return [pid for pid in pids if pid not in spared]
+
     async def stop(self, deadline: Deadline, grace: float | None = None) -> None:
         """End the payload and everything of it: TERM (and CONT), then KILL.
 
@@ -187,8 +197,7 @@ class PayloadProcess:
             new = [pid for pid in members if pid not in told] if signum != signal.SIGKILL else members
             if self.container and not told:
                 await self.container.signal(signum)
-            spared = self.container.spared(self.pid, members) if self.container and signum != signal.SIGKILL else set()
-            send([pid for pid in new if pid not in spared], signum)
+            send(new if signum == signal.SIGKILL else self._receivers(new, members), signum)
             send(new, signal.SIGCONT)
             told.update(new)
             if patience.expired:

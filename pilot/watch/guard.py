@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pilot import plugins
-from pilot.cgroup import Group, Nest, OwnGroup
+from pilot.cgroup import HEADROOM, Group, Nest, OwnGroup
 from pilot.download import fetch_url
 from pilot.errors import Code, PilotError
 from pilot.job import Job, Limits
@@ -93,14 +93,17 @@ class Guard:
         self._timeline = Timeline(post.workdir)
         self._meter = choose_meter(post.settings.meter, self._group, post.environ)
         self._members: Callable[[], list[int]] = list
+        self._receivers: Callable[[], list[int]] = list
         self._seen: set[int] = set()
         self._mark, self._told = "", False
         self._left: Callable[[], float] = lambda: math.inf
         self.soft_stop = self._make_soft_stop()
 
-    def attach(self, pid: int, members: Callable[[], list[int]]) -> list[Look]:
-        """The payload was started: what to look at while it runs."""
-        self._members = members
+    def attach(
+        self, pid: int, members: Callable[[], list[int]], receivers: Callable[[], list[int]] | None = None
+    ) -> list[Look]:
+        """The payload was started: what to look at while it runs; `receivers` are those of it that get signals."""
+        self._members, self._receivers = members, receivers or members
         self._seen.add(pid)
         logger.info("meter: %s; memory limit: %s", self._meter.name, _words(self._limit))
         self._meter.attach(
@@ -118,9 +121,9 @@ class Guard:
         return [memory, *self._disk(), *self._clock(), *self._behaviour()]
 
     @property
-    def memory_limit(self) -> int:
-        """kB, 0 for none: what the payload may use."""
-        return self._limit.kb
+    def hard_limit(self) -> int:
+        """kB, 0 for none: where the kernel shall stop the payload if we do not."""
+        return int(self._limit.kb * HEADROOM)
 
     def contained(self, mark: str, *, out_of_memory: bool) -> None:
         """The payload has ended that ran in a container.
@@ -148,7 +151,7 @@ class Guard:
         self._tally.end(Spent(max(spent.cpu, cpu or 0.0), spent.max_rss, spent.io), seconds)
         peak = max(self._tally.peak("pss"), self._tally.peak("rss"))
         self.out_of_memory = self._oom.error(
-            self._seen, killed=killed, peak_kb=peak, mark=self._mark, told=self._told, limit_kb=self._limit.kb
+            self._seen, killed=killed, peak_kb=peak, mark=self._mark, told=self._told, limit_kb=self.hard_limit
         )
         if self.out_of_memory:
             logger.warning("%s", self.out_of_memory.detail)
@@ -172,8 +175,8 @@ class Guard:
         return group
 
     def _living(self) -> list[int]:
-        """Members; all that were ever seen are kept, to be known again in the kernel's log."""
-        pids = self._members()
+        """What is measured: not what only runs a container. All that were ever seen are known in the kernel's log."""
+        pids = self._receivers()
         self._seen.update(pids)
         return pids
 
@@ -211,7 +214,7 @@ class Guard:
         except SettingsError as error:  # those of the queue were checked: it is the job's
             raise PilotError(Code.BADQUEUECONFIGURATION, str(error)) from error
         name, lead = settings.soft_stop_signal, settings.soft_stop_lead
-        return SoftStop(name, lead, lambda: self._left(), lambda: self._members())
+        return SoftStop(name, lead, lambda: self._left(), lambda: self._receivers())
 
     def _behaviour(self) -> list[Look]:
         post, settings = self._post, self._post.settings

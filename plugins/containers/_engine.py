@@ -9,14 +9,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from pilot.errors import Code, PilotError
-from pilot.payload.container import SCRIPT, Container, Mount, ask, checked_image, grid_image
+from pilot.payload.container import FORWARDING_INIT, Container, Mount, ask, checked_image, grid_image
 from plugins.containers._registry import write_auth_file
-
-#: First process of a container: the kernel gives it no default action for signals, so a payload in its place would not
-#: end at TERM. It waits for the payload and passes its status on. `$1` is what to do at TERM.
-INIT = """trap "$1" TERM; shift; "$@" & child=$!
-wait $child; while kill -0 $child 2> /dev/null; do wait $child; done
-wait $child; exit $?"""
 
 #: Seconds for short commands of the runtime, such as removing a container.
 _PATIENCE = 20.0
@@ -27,8 +21,8 @@ _ID = re.compile(r"[0-9a-f]{12,64}")
 class Engine(Container):
     """Base of podman and docker."""
 
-    #: What the first process does at TERM: see `INIT`.
-    at_term: ClassVar[str] = "kill -TERM $child"
+    #: The first process of the container.
+    init: ClassVar[str] = FORWARDING_INIT
 
     @property
     def id(self) -> str:
@@ -58,7 +52,7 @@ class Engine(Container):
             *(await self.own_options()),
             *(order.options or self.default_options),
             *image,
-            *("/bin/bash", "-c", INIT, "init", self.at_term, "/bin/bash", f"./{SCRIPT}"),
+            *self.inner_command(self.init),
         ]
 
     async def own_options(self) -> list[str]:

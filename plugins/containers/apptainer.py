@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pilot.errors import Code, PilotError
-from pilot.payload.container import SCRIPT, Container, Mount, checked_image, grid_image
+from pilot.payload.container import Container, Mount, checked_image, grid_image, namespace_ids
+from pilot.processes import children
 from plugins.containers._registry import write_auth_file
 
 
@@ -38,7 +39,7 @@ class Apptainer(Container):
             *(self.program, "exec", "--pid", "--cleanenv", *login, *(["--nv"] if order.gpu else [])),
             *(word for mount in mounts for word in ("--mount", _mount(mount))),
             *("--pwd", str(order.workdir), *(order.options or self.default_options)),
-            *(image, "/bin/bash", f"./{SCRIPT}"),
+            *(image, *self.inner_command()),
         ]
 
     def spared(self, pid: int, members: Iterable[int]) -> set[int]:
@@ -78,11 +79,6 @@ def _mount(mount: Mount) -> str:
 
 
 def _is_init_below(pid: int, parent: int) -> bool:
-    """Whether a process is a child of another, and the first of a PID namespace (`NSpid` of proc(5))."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
-    except OSError:  # it has just ended
-        return False
-    facts = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    ids = facts.get("NSpid", "").split()
-    return facts.get("PPid") == str(parent) and len(ids) > 1 and ids[-1] == "1"
+    """Whether a process is a child of another, and the first of a PID namespace."""
+    ids = namespace_ids(pid)
+    return len(ids) > 1 and ids[-1] == "1" and pid in children(parent)

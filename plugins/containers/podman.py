@@ -1,16 +1,16 @@
 """Podman, as root or as a user.
 
 `podman run` starts a monitor, conmon, which leaves its parent; since the pilot is a subreaper, it comes back as a child
-of the pilot, and all of the container is below it. The monitor kills the container at TERM, so it gets none.
+of the pilot, and all of the container is below it. The monitor kills the container at TERM, and what it starts to clean
+up must end in peace, or `podman run` waits for ever: so only what is inside, in a PID namespace of its own, gets TERM.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 
-from pilot.payload.container import ask
+from pilot.payload.container import INIT, ask, namespace_ids
 from plugins.containers._engine import Engine
 
 
@@ -20,19 +20,14 @@ class Podman(Engine):
     name = "podman"
     programs = ("podman",)
     own_group = True
-    at_term = ":"  # the payload has had it from the pilot
-
-    async def command(self) -> Sequence[str]:
-        """`podman run`; the payload writes its output files itself, and podman keeps no copy."""
-        self._monitor.unlink(missing_ok=True)
-        return await super().command()
+    init = INIT
 
     async def own_options(self) -> list[str]:
-        """Output, monitor, login, GPUs, memory."""
+        """The payload writes its output files itself, and podman keeps no copy; login, GPUs, memory."""
         order = self.order
         file = self.auth_file
         return [
-            *("--log-driver=passthrough", "--sig-proxy=false", "--conmon-pidfile", str(self._monitor)),
+            *("--log-driver=passthrough", "--sig-proxy=false"),
             *(["--authfile", str(file)] if file else []),
             *(["--device", "nvidia.com/gpu=all"] if order.gpu else []),
             *(["--memory", f"{order.memory_kb}k"] if order.memory_kb and await self._can_limit() else []),
@@ -43,8 +38,8 @@ class Podman(Engine):
         return ["--rootfs", f"{path}:O"]
 
     def spared(self, pid: int, members: Iterable[int]) -> set[int]:
-        """`podman run` and the monitor."""
-        return {pid, self._monitor_pid()}
+        """`podman run`, the monitor, and what that starts to clean up: all that is not inside."""
+        return {pid, *(member for member in members if len(namespace_ids(member)) < 2)}
 
     async def signal(self, signum: int) -> None:
         """Not needed: the processes inside are below the pilot."""
@@ -55,13 +50,3 @@ class Podman(Engine):
             return True
         words = [self.program, "info", "--format", "{{.Host.CgroupsVersion}}"]
         return await ask(words, self.order.client) == (0, "v2")
-
-    @property
-    def _monitor(self) -> Path:
-        return self.order.private / "conmon.pid"
-
-    def _monitor_pid(self) -> int:
-        try:
-            return int(self._monitor.read_text())
-        except (OSError, ValueError):
-            return 0

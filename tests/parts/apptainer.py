@@ -1,4 +1,4 @@
-"""Apptainer of Debian sid, unpacked below `.cache`: its C library is newer than that of this system, so it is given its own.
+"""Apptainer of Debian sid, unpacked below `.cache`, with a C library of its own: it needs a newer one than is here.
 
 It finds its own configuration beside the program, so nothing is installed.
 """

@@ -1,6 +1,6 @@
 """Podman with runc, configured by a file of its own: nothing in /etc is touched.
 
-Each user of the fixture gets a store of its own, so that what others run with podman is not seen here, and is left alone.
+Each session gets a store of its own, so that what others run with podman is not seen here, and is left alone.
 """
 
 from __future__ import annotations

@@ -7,44 +7,63 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.grid import Grid, Pilot
+from tests.grid import Grid, Job, Pilot, processes_with, until
+from tests.parts import cannot
 from tests.parts.apptainer import Apptainer
 from tests.parts.podman import Podman
 
 TOKEN = "glpat-7c1d9e44aa01"
 LOGIN = [{"username": "somebody", "token": TOKEN, "registry_path": "docker://registry.invalid/group/"}]
 SECRETS = json.dumps({"DOCKER_TOKENS": json.dumps(LOGIN)})
+VALUE = "value-of-a-variable-51"
 
-#: Says who it is, then waits; writes on TERM.
-OBEYS = "trap 'echo told > told.txt; exit 3' TERM; touch up; while :; do sleep 0.1; done"
-IGNORES = """trap "" TERM; (trap "" TERM; setsid sleep 1000 & echo $! > daemon.pid)
+MEMORY = Path("/sys/fs/cgroup/memory")
+EAT = "python3 -c 'x = bytearray(400_000_000); print(len(x))'"
+
+GOOD = """
+cat in.txt > {out}; echo $PandaID $PANDA_RESOURCE $PWD $TMPDIR $QUEUE_SAYS >> {out}; readlink /proc/self/ns/pid >> {out}
+ls >> {out}; tr '\\0' ' ' < /proc/1/cmdline > one.txt
+"""
+#: Ends with 3 at the first TERM, and counts how often it came.
+OBEYS = "trap 'echo told >> told.txt; sleep 0.5; exit 3' TERM; touch up; while :; do sleep 0.1; done"
+#: Neither it nor its daemon ends at TERM.
+IGNORES = """trap "" TERM; setsid bash -c 'trap "" TERM; while :; do sleep 1; done' &
 touch up; while :; do sleep 0.1; done"""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Runtime:
-    """A queue and an environment for one."""
+    """One of them: its queue, its image, what a pilot needs to find it."""
 
     name: str
     image: str
     environ: Mapping[str, str]
+    queue: Mapping[str, Any]
     grid: Grid
 
-    def run(self, command: str, *, image: str | None = None, seconds: float = 60, **fields: object) -> object:
-        """Run one job to its end; what the server knows of it."""
-        job = self.grid.job(command, queue=self.name, container_name=image or self.image, **fields)
-        (job_id,) = self.grid.submit(job)
-        self.pilot().wait(seconds)
-        return self.grid.job_of(job_id)
+    def job(self, command: str, *, image: str | None = None, **fields: Any) -> dict[str, Any]:
+        """A job that names an image, ours by default."""
+        return self.grid.job(command, queue=self.name, container_name=image or self.image, **fields)
 
     def pilot(self, *more: str) -> Pilot:
-        """A pilot for one job, on this runtime's queue."""
+        """A pilot on the queue of this runtime."""
         return self.grid.pilot(*more, queue=self.name, env=self.environ)
+
+    def run(self, job: Mapping[str, Any], *more: str) -> Job:
+        """One job to its end."""
+        (job_id,) = self.grid.submit(job)
+        self.pilot(*more).wait(60)
+        return self.grid.job_of(job_id)
 
 
 @pytest.fixture(scope="module")
@@ -54,30 +73,151 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
 
 
 @pytest.fixture(params=["podman", "apptainer"], scope="module")
-def runtime(request: pytest.FixtureRequest, grid: Grid) -> Runtime:
+def runtime(request: pytest.FixtureRequest, grid: Grid) -> Iterator[Runtime]:
+    fields: dict[str, Any] = {"container_type": f"{request.param}:pilot", "environ": f"QUEUE_SAYS={VALUE}"}
     if request.param == "podman":
         podman: Podman = request.getfixturevalue("podman")
-        grid.queue("podman", container_type="podman:pilot", timefloor=0)
-        return Runtime("podman", "/", podman.environ, grid)
-    apptainer: Apptainer = request.getfixturevalue("apptainer")
-    grid.queue("apptainer", container_type="apptainer:pilot", container_options=apptainer.options, timefloor=0)
-    path = f"{apptainer.program.parent}:{os.environ['PATH']}"
-    return Runtime("apptainer", str(apptainer.image), {"PATH": path}, grid)
+        found = Runtime("podman", "/", podman.environ, fields, grid)
+    else:
+        apptainer: Apptainer = request.getfixturevalue("apptainer")
+        fields["container_options"] = apptainer.options
+        path = f"{apptainer.program.parent}:{os.environ['PATH']}"
+        found = Runtime("apptainer", str(apptainer.image), {"PATH": path}, fields, grid)
+    grid.queue(found.name, **fields)
+    yield found
+    if request.param == "podman":
+        assert podman.containers() == []
 
 
-def test_a_good_payload_has_its_inputs_outputs_and_variables(runtime: Runtime) -> None:
-    text = (
-        "cat in.txt > out.txt; echo $PandaID $PANDA_RESOURCE $PWD $TMPDIR >> out.txt; readlink /proc/self/ns/pid"
-        " >> out.txt; ls -a >> out.txt; echo $PATH >> out.txt"
-    )
+@pytest.fixture(scope="module")
+def results(runtime: Runtime) -> dict[str, Job]:
+    """Several jobs that one pilot runs one after the other."""
     out = f"out-{runtime.name}.txt"
-    job = runtime.run(text.replace("out.txt", out), inputs={"in.txt": b"hello\n"}, outputs=[out])
+    cases = {
+        "good": runtime.job(GOOD.format(out=out), inputs={"in.txt": b"hello\n"}, outputs=[out], secrets=SECRETS),
+        "seven": runtime.job("echo words >&2; exit 7"),
+        "like the runtime": runtime.job("exit 125"),
+        "like apptainer": runtime.job("echo FATAL: mine >&2; exit 255"),
+        "no such path": runtime.job("true", image="/no/such/image"),
+        "no name": runtime.job("true", image="x; touch $(pwd)/hacked"),
+        "no registry": runtime.job("true", image="docker://127.0.0.1:1/no/image:1", secrets=SECRETS),
+    }
+    names = dict(zip(cases, runtime.grid.submit(*cases.values()), strict=True))
+    pilot = runtime.pilot()
+    assert pilot.wait(120) == 0, pilot.text
+    assert TOKEN not in pilot.text
+    return {name: runtime.grid.job_of(job_id) for name, job_id in names.items()}
+
+
+def test_a_good_payload_has_its_inputs_outputs_and_variables(results: dict[str, Job], runtime: Runtime) -> None:
+    job = results["good"]
     assert (job.state, job.code) == ("finished", 0), job.diag
-    lines = job.path(out).read_text().splitlines()
-    workdir = lines[1].split()[2]
+    lines = job.path(f"out-{runtime.name}.txt").read_text().splitlines()
+    words = lines[1].split()
+    workdir = words[2]
     assert lines[0] == "hello"
-    assert lines[1].split() == [str(job.id), runtime.name, workdir, workdir]
+    assert words == [str(job.id), runtime.name, workdir, workdir, VALUE]
     assert workdir.endswith(f"/PanDA_Pilot-{job.id}")
     assert lines[2] != os.readlink("/proc/self/ns/pid")
     assert "container_script.sh" in lines
-    assert ".cache" not in lines[-1]
+
+
+def test_no_secret_is_in_the_log_of_a_job_or_on_a_command_line(results: dict[str, Job]) -> None:
+    log = results["good"].log()
+    assert "container_script.sh" in log
+    assert not [name for name, content in log.items() if TOKEN.encode() in content]
+    assert VALUE.encode() not in log["one.txt"]
+
+
+@pytest.mark.parametrize(("name", "status"), [("seven", 7), ("like the runtime", 125), ("like apptainer", 255)])
+def test_the_status_of_a_payload_is_its_own_whatever_runtimes_use_it_for(
+    results: dict[str, Job], name: str, status: int
+) -> None:
+    job = results[name]
+    assert (job.state, job.code) == ("failed", 1305), job.diag
+    assert f"exit status {status}" in job.diag
+    assert int(job.fields["trans_exit_code"]) == status % 255 or int(job.fields["trans_exit_code"]) == status
+
+
+@pytest.mark.parametrize("name", ["no such path", "no name", "no registry"])
+def test_an_image_that_is_not_there_is_1360_and_says_which(results: dict[str, Job], name: str) -> None:
+    job = results[name]
+    assert (job.state, job.code) == ("failed", 1360), job.diag
+    assert {"no such path": "/no/such/image", "no name": "hacked", "no registry": "127.0.0.1:1"}[name] in job.diag
+
+
+@pytest.mark.parametrize("payload", [OBEYS, IGNORES], ids=["obeys", "ignores"])
+def test_a_stop_leaves_nothing_of_a_container(runtime: Runtime, payload: str) -> None:
+    (job_id,) = runtime.grid.submit(runtime.job(payload))
+    pilot = runtime.pilot("--grace", "8")
+    workdir = until(lambda: next(runtime.grid.work.glob(f"*/PanDA_Pilot-{job_id}"), None))
+    until((workdir / "up").exists)
+    assert VALUE not in command_lines()
+    began = pilot.signal(signal.SIGTERM)
+    assert pilot.wait(20) == 143
+    took = time.monotonic() - began
+    job = runtime.grid.job_of(job_id)
+    assert (job.state, job.code) == ("failed", 1201), job.diag
+    assert took < (4 if payload is OBEYS else 8)
+    if payload is OBEYS:
+        assert job.log()["told.txt"] == b"told\n"  # once
+    until(lambda: not processes_with(f"PandaID={job_id}"), 5)
+
+
+def test_out_of_memory_is_1212_with_the_limit(runtime: Runtime, parent: Path) -> None:
+    params = {"pilot_kill_for_memory": True, "pilot_rss_grace": 0, "pilot_free_space_limit": 0}
+    runtime.grid.queue(runtime.name, **{**runtime.queue, "maxrss": 100, "params": params})
+    job = runtime.run(runtime.job(EAT, resource_type="SCORE_VHIMEM"), "--cgroup", str(parent))
+    runtime.grid.queue(runtime.name, **runtime.queue)
+    assert job.code == 1212, job.diag
+    assert job.diag.startswith("Payload ran out of memory: the kernel killed python3 (pid ")
+    assert "limit 112640 kB" in job.diag
+
+
+def test_a_job_with_an_image_on_a_queue_without_a_runtime_is_1384(grid: Grid) -> None:
+    (job_id,) = grid.submit(grid.job("true", container_name="docker://x/y"))
+    grid.pilot().wait(30)
+    job = grid.job_of(job_id)
+    assert (job.state, job.code) == ("failed", 1384)
+    assert "Queue is not set up for containers" in job.diag
+    assert job.known["updates"][-1]["state"] == "failed"
+
+
+@pytest.mark.parametrize(("kind", "code"), [("apptainer", 1372), ("singularity", 1325), ("shifter", 1384)])
+def test_a_runtime_that_is_not_on_the_node_has_its_own_code(grid: Grid, tmp_path: Path, kind: str, code: int) -> None:
+    queue = grid.queue(f"Q-{kind}", container_type=f"{kind}:pilot;docker:wrapper")
+    (job_id,) = grid.submit(grid.job("true", queue=queue, container_name="docker://x/y"))
+    grid.pilot(queue=queue, env={"PATH": _bare_path(tmp_path)}).wait(30)
+    job = grid.job_of(job_id)
+    assert (job.state, job.code) == ("failed", code), job.diag
+    assert kind in job.diag
+
+
+@pytest.fixture
+def parent() -> Iterator[Path]:
+    """A control group of our own, in which pilots may make those of payloads."""
+    place = MEMORY / f"pilot-containers-{os.getpid()}"
+    try:
+        place.mkdir()
+    except OSError as error:
+        cannot(f"no memory control group of version 1 can be made: {error}")
+    yield place
+    place.rmdir()
+
+
+def command_lines() -> str:
+    """Of all processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_text(errors="replace"))
+        except OSError:
+            continue
+    return "\n".join(found)
+
+
+def _bare_path(top: Path) -> str:
+    """A PATH with a shell and nothing else."""
+    for name in ("bash", "sh"):
+        (top / name).symlink_to(shutil.which(name) or cannot(name))
+    return str(top)
