@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,20 @@ def a_pattern_finds_files_as_they_come(top: Path) -> None:
         assert job.finals == ["finished"]
         assert {"DST_1.root", "DST_2.root"} <= set(job.files)
         assert job.files["DST_1.root"]["guid"] != job.files["DST_2.root"]["guid"]
+
+
+@scenario
+def archives_of_a_zip_map_and_outputs_that_may_miss_in_a_whole_pilot(top: Path) -> None:
+    with Grid(top) as grid:
+        wanted = grid.job("echo a > a; echo b > b", outputs=["a", "all.zip", "x.maybe"], allowNoOutput="*.maybe")
+        (job_id,) = grid.submit(wanted | {"jobPars": wanted["jobPars"] + " <ZIP_MAP>all.zip:a,b</ZIP_MAP>"})
+        pilot = grid.pilot()
+        assert pilot.wait() == 0
+        job = grid.job_of(job_id)
+        assert job.finals == ["finished"], pilot.text
+        with zipfile.ZipFile(job.path("all.zip")) as archive:
+            assert {name: archive.read(name) for name in archive.namelist()} == {"a": b"a\n", "b": b"b\n"}
+        assert "x.maybe" not in job.files
 
 
 @scenario
