@@ -106,6 +106,25 @@ def what_a_killed_pilot_leaves_is_delivered(top: Path) -> None:
 
 
 @scenario
+def a_stop_during_the_stage_out_leaves_a_job_that_the_next_pilot_finishes(top: Path) -> None:
+    with Grid(top) as grid:
+        kept = grid.top / "kept"
+        gate = grid.gated_queue("Q")
+        (job_id,) = grid.submit(grid.job("echo a > a", outputs=["a"]))
+        first = grid.pilot("--keep-undelivered", str(kept), "--grace", "6")
+        until(lambda: (gate / "put-a").exists())
+        first.signal()
+        first.wait(12)
+        assert finals(grid, job_id) == ["holding"], first.text
+        assert len(list(kept.glob("*/a"))) == 1
+        (gate / "open").touch()
+        assert grid.pilot("--keep-undelivered", str(kept)).wait() == 0
+        job = grid.job_of(job_id)
+        assert (job.state, job.path("a").read_text()) == ("finished", "a\n")
+        assert "payload.stdout" in job.log()
+
+
+@scenario
 def a_good_job_that_the_server_did_not_hear_of_is_reported_later(top: Path) -> None:
     with Grid(top, faults=["update_job@finished:503:0"]) as grid:
         kept = grid.top / "kept"
