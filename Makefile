@@ -1,5 +1,7 @@
 # Everything runs in an environment of its own (.venv), made at first use.
 PYTHON ?= python3
+# Test modules that run side by side; 0 for one after the other.
+JOBS ?= 2
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -24,7 +26,7 @@ demo: .venv/.installed ## a small campaign of jobs, end to end, on this machine
 	$(BIN)/pilot demo
 
 test: .venv/.tested ## all tests
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder --cov --cov-report=term:skip-covered $(ARGS)
 
 lint: .venv/.tested ## style, types, and which room may know which
 	$(BIN)/ruff check .

@@ -1,6 +1,15 @@
-"""Servers that several test modules share, each started once in a session, when the first test asks for it."""
+"""Servers that several test modules share, each started once in a session, when the first test asks for it.
+
+`make test` runs modules side by side in two processes, since most tests wait for something. What shares a heavy part
+goes to the same process, so that the part is started once.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 
 from tests.parts.apptainer import apptainer
 from tests.parts.gcs import gcs_server
@@ -10,3 +19,22 @@ from tests.parts.rucio import rucio
 from tests.parts.s3 import s3_server
 
 __all__ = ["apptainer", "gcs_server", "podman", "release", "rucio", "s3_server"]
+
+#: Fixtures of parts that take seconds to start.
+_HEAVY = ("rucio", "s3_server", "podman", "apptainer")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a module, or with a heavy part in common, stay together."""
+    for item in items:
+        used: tuple[str, ...] = tuple(getattr(item, "fixturenames", ()))
+        group = next((name for name in _HEAVY if name in used), str(item.path))
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """What was logged goes from process to process as UTF-8; a file name in it may be none."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
