@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -193,6 +195,60 @@ def test_a_runtime_that_is_not_on_the_node_has_its_own_code(grid: Grid, tmp_path
     assert kind in job.diag
 
 
+def test_containers_of_others_stay_untouched(grid: Grid, podman: Podman) -> None:
+    """One of them shares the PID namespace of the node, and looks like the job's in its variables."""
+    queue = grid.queue("Q-decoy", container_type="podman:pilot")
+    job = grid.job("setsid sleep 1000 & sleep 0.2", queue=queue, container_name="/")
+    words = ("run", "--detach", "--network=host", "--pid=host", "--env", f"PandaID={job['PandaID']}", "--rootfs", "/:O")
+    decoy = podman(*words, "sleep", "1000").stdout.strip()
+    try:
+        before = podman("inspect", "--format", "{{.State.Pid}} {{.State.ConmonPid}}", decoy).stdout.split()
+        (job_id,) = grid.submit(job)
+        assert grid.pilot(queue=queue, env=podman.environ).wait(60) == 0
+        assert grid.job_of(job_id).state == "finished"
+        assert podman.containers() == [decoy]
+        assert [os.path.exists(f"/proc/{pid}") for pid in before] == [True, True]
+        assert processes_with(f"PandaID={job_id}") == [int(before[0])]
+    finally:
+        podman("rm", "--force", decoy)
+
+
+@pytest.fixture(scope="module")
+def reference(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image with a name, made of a few programs of this system, which podman's store has."""
+    top = tmp_path_factory.mktemp("image")
+    programs = [shutil.which(name) or cannot(name) for name in ("bash", "sleep", "touch")]
+    with tarfile.open(top / "image.tar", "w") as tar:
+        for path in programs:
+            tar.add(os.path.realpath(path), arcname=f"bin/{os.path.basename(path)}")
+        for path in _libraries(programs):
+            tar.add(os.path.realpath(path), arcname=path.lstrip("/"))
+    done = podman("import", str(top / "image.tar"), "localhost/pilot-test:1")
+    assert done.returncode == 0, done.stderr
+    return "docker://localhost/pilot-test:1"
+
+
+@pytest.mark.parametrize("how", ["ends", "stops"])
+def test_what_docker_is_told_works_with_podman_in_its_place(
+    grid: Grid, podman: Podman, reference: str, how: str
+) -> None:
+    queue = grid.queue("Q-docker", container_type="docker:pilot")
+    (job_id,) = grid.submit(
+        grid.job(OBEYS if how == "stops" else "exit 7", queue=queue, container_name=reference, outputs=[])
+    )
+    pilot = grid.pilot("--container-program", "podman", "--grace", "8", queue=queue, env=podman.environ)
+    if how == "stops":
+        workdir = until(lambda: next(grid.work.glob(f"*/PanDA_Pilot-{job_id}"), None))
+        until((workdir / "up").exists)
+        pilot.signal(signal.SIGTERM)
+    assert pilot.wait(30) == (143 if how == "stops" else 0)
+    job = grid.job_of(job_id)
+    assert job.code == (1201 if how == "stops" else 1305), job.diag
+    assert how == "stops" or "exit status 7" in job.diag
+    assert podman.containers() == []
+    assert not processes_with(f"PandaID={job_id}")
+
+
 @pytest.fixture
 def parent() -> Iterator[Path]:
     """A control group of our own, in which pilots may make those of payloads."""
@@ -214,6 +270,12 @@ def command_lines() -> str:
         except OSError:
             continue
     return "\n".join(found)
+
+
+def _libraries(programs: list[str]) -> set[str]:
+    """What they are linked with, the linker too."""
+    text = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=True).stdout
+    return {word for line in text.splitlines() for word in line.split() if word.startswith("/") and ":" not in word}
 
 
 def _bare_path(top: Path) -> str:
