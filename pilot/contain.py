@@ -32,6 +32,7 @@ from pilot.payload.container import (
 )
 from pilot.payload.process import Ended, tail
 from pilot.queuedata import Queue
+from pilot.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +71,9 @@ def choose_runtime(job: Job, queue: Queue, bench: Bench) -> Runtime | None:
     if not wanted:
         text = f"the job wants a container; container_type of queue {queue.name} names none for the pilot"
         raise PilotError(Code.QUEUENOTSETUPFORCONTAINERS, text)
+    name = wanted
     if wanted in _APPTAINERS:
-        name = "alrb" if _wants_alrb(bench.settings.container_setup, bench) else "apptainer"
-    else:
-        name = wanted
+        name = "alrb" if wants_alrb(bench.settings, bench.environ) else "apptainer"
     try:
         kind: type[Container] = plugins.load("pilot.containers", name, Container)
     except plugins.PluginError as error:
@@ -81,11 +81,11 @@ def choose_runtime(job: Job, queue: Queue, bench: Bench) -> Runtime | None:
     return Runtime(kind, _program(kind, wanted, bench))
 
 
-def _wants_alrb(setup: str, bench: Bench) -> bool:
-    """`auto`: where ALRB is."""
-    if setup != "auto":
-        return setup == "alrb"
-    return bool(bench.environ.get("ATLAS_LOCAL_ROOT_BASE")) or Path(bench.settings.cvmfs_base, _ALRB).exists()
+def wants_alrb(settings: Settings, environ: Mapping[str, str]) -> bool:
+    """Whether ALRB, which brings its own apptainer, starts containers of apptainer; `auto`: where it is."""
+    if settings.container_setup != "auto":
+        return settings.container_setup == "alrb"
+    return bool(environ.get("ATLAS_LOCAL_ROOT_BASE")) or Path(settings.cvmfs_base, _ALRB).exists()
 
 
 def _program(kind: type[Container], wanted: str, bench: Bench) -> str:

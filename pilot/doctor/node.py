@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pilot.assembly import find_experiment
 from pilot.cgroup import Nest
+from pilot.contain import wants_alrb
 from pilot.doctor.check import Finding, Patient, failure, ok, warning
 from pilot.errors import PilotError
 from pilot.node import read_node
@@ -100,6 +101,8 @@ def containers(patient: Patient) -> Finding:
     users = dict(info.queue.container_type) if info else {}
     if patient.environ.get("APPTAINER_CONTAINER") or patient.environ.get("SINGULARITY_CONTAINER"):
         users.pop("wrapper", None)  # that is the one we are in
+    if users.get("pilot") in ("apptainer", "singularity") and wants_alrb(patient.settings, patient.environ):
+        del users["pilot"]  # ALRB brings its own
     wanted = {name for name in users.values() if name in _RUNTIMES}
     same = {"singularity": "apptainer", "apptainer": "singularity"}
     missing = sorted(name for name in wanted if name not in versions and same.get(name) not in versions)
