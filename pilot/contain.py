@@ -132,7 +132,7 @@ def make_container(
         image=job.container_image,
         text=text,
         workdir=workdir,
-        private=_private_directory(bench.main_dir / f"container-{job.job_id}"),
+        private=_make_private(private_directory(bench, job)),
         environment=environment,
         environ=bench.environ,
         mounts=mounts_of([cvmfs, *_linked(job, workdir), *named_files(environment)], workdir),
@@ -160,7 +160,12 @@ def failure_of(container: Container, ended: Ended, mask: Callable[[str], str]) -
     return swallowed_failure(container.name, stderr) if container.started else container.failure(ended.status, stderr)
 
 
-def _private_directory(path: Path) -> Path:
+def private_directory(bench: Bench, job: Job) -> Path:
+    """Where the pilot keeps what a container of the job needs and nobody else may see, such as logins."""
+    return bench.main_dir / f"container-{job.job_id}"
+
+
+def _make_private(path: Path) -> Path:
     try:
         path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:

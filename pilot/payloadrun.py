@@ -19,7 +19,7 @@ from pathlib import Path
 from pilot.bench import Bench
 from pilot.causes import Fault
 from pilot.cgroup import Nest
-from pilot.contain import Runtime, choose_runtime, failure_of, make_container
+from pilot.contain import Runtime, choose_runtime, failure_of, make_container, private_directory
 from pilot.errors import Code
 from pilot.experiment import JOURNAL
 from pilot.grace import Ledger
@@ -44,6 +44,7 @@ from pilot.payload.utilities import (
 )
 from pilot.processes import Spent
 from pilot.queuedata import Queue
+from pilot.removal import remove_tree
 from pilot.server.report import State, Usage
 from pilot.stop import Deadline, Stop
 from pilot.watch.guard import Guard, Post
@@ -141,7 +142,9 @@ class PayloadRun:
         return self._guard is not None and self._guard.soft_stop.tell(why)
 
     async def remove(self) -> None:
-        """Take away what measured it."""
+        """Take away what measured it, and what its container needed."""
+        if self._runtime:
+            remove_tree(private_directory(self._scene.bench, self._scene.job))
         if self._guard:
             await self._guard.remove()
 

@@ -104,10 +104,14 @@ def results(runtime: Runtime) -> dict[str, Job]:
         "no name": runtime.job("true", image="x; touch $(pwd)/hacked"),
         "no registry": runtime.job("true", image="docker://127.0.0.1:1/no/image:1", secrets=SECRETS),
     }
+    before = set(runtime.grid.work.iterdir())
     names = dict(zip(cases, runtime.grid.submit(*cases.values()), strict=True))
-    pilot = runtime.pilot()
+    pilot = runtime.pilot("--cleanup", "False")
     assert pilot.wait(120) == 0, pilot.text
     assert TOKEN not in pilot.text
+    (main_dir,) = set(runtime.grid.work.iterdir()) - before
+    assert list(main_dir.glob("PanDA_Pilot-*"))
+    assert not list(main_dir.glob("container-*"))
     return {name: runtime.grid.job_of(job_id) for name, job_id in names.items()}
 
 
