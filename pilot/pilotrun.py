@@ -65,6 +65,9 @@ _MAP_PATIENCE = 1.0
 #: Seconds for one key of machine features at a URL.
 _FEATURE_TIMEOUT = 5.0
 
+#: Seconds between two signs of life in the log: a payload may be silent for longer than the hour that wrappers wait.
+SIGN_OF_LIFE = 60.0
+
 Tick = Callable[[], Awaitable[None]]
 
 
@@ -190,6 +193,7 @@ class PilotRun:
             end = await stop.guard(in_thread(batch_end, place.environ))
             seat = replace(self._seat(info, place), batch_end=end)
             beside = [asyncio.ensure_future(self._tell_node(info, place, server))]
+            beside.append(asyncio.ensure_future(_show_life(log)))
             if bench.credentials:
                 beside.append(asyncio.ensure_future(bench.credentials.keep(stop)))
             logger.info("%s", describe(place.environ, place.batch, bench.nest.slot))
@@ -337,6 +341,12 @@ class PilotRun:
             tries=TRIES if by_files else 0,
             wait=WAIT if by_files else 0.0,
         )
+
+
+async def _show_life(log: PilotLog) -> None:
+    while True:
+        log.show_life()
+        await asyncio.sleep(SIGN_OF_LIFE)
 
 
 def _seconds_for_farewell(stop: Stop) -> float | None:
