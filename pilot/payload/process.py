@@ -36,6 +36,9 @@ LONG_COMMAND = "_command.sh"
 #: Seconds between looks at a tree that was told to go.
 _LOOK = 0.05
 
+#: Seconds that what runs a container may live on after the payload was killed.
+_TIDY = 2.0
+
 #: Looks at a tree of which nothing seems to live. One that cannot be reaped, such as one that is traced, ends them.
 _PASSES = 10
 
@@ -193,11 +196,12 @@ class PayloadProcess:
     async def _go(self, signum: signal.Signals, patience: Deadline) -> bool:
         """Signal all members, again if new ones appear, until none is left. False if some are when patience ends."""
         told: set[int] = set()
+        tidy = Deadline(min(_TIDY, patience.remaining / 2))  # for what runs a container, to take away what it made
         while members := self.members():
             new = [pid for pid in members if pid not in told] if signum != signal.SIGKILL else members
             if self.container and not told:
                 await self.container.signal(signum)
-            send(new if signum == signal.SIGKILL else self._receivers(new, members), signum)
+            send(new if signum == signal.SIGKILL and tidy.expired else self._receivers(new, members), signum)
             send(new, signal.SIGCONT)
             told.update(new)
             if patience.expired:
