@@ -6,10 +6,12 @@ In a release archive (`wrappers/dist.py`) the packages that the pilot needs are 
 
 import os
 import platform
+import signal
 import sys
 
 COMMANDS = (
     *("run", "local", "demo", "devserver", "plugins", "doctor", "logship", "stage", "deliver", "explain", "wrap"),
+    *("pod", "alive"),
     *("--version", "-h", "--help"),
 )
 
@@ -31,6 +33,8 @@ def main() -> "int | str":  # in quotes: older Pythons read this file too
     """Run a pilot, or another command of ours if the first word names one."""
     if sys.version_info < (3, 11):  # noqa: UP036 - this is who tells the user
         return f"pilot.py: Python >= 3.11 is needed, this is {sys.version.split()[0]}"
+    if sys.argv[1:2] == ["pod"]:  # process 1 loses signals that it neither blocks nor handles
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP))
     find_libraries()
     try:
         import psutil  # noqa: F401

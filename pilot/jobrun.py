@@ -41,6 +41,7 @@ from pilot.outputs import Outputs
 from pilot.payload.extract import last_words
 from pilot.payloadrun import PayloadRun, Scene
 from pilot.plainlog import send_plain_log
+from pilot.podmode import show_job_dir
 from pilot.registering import Registrar, wants_registration
 from pilot.removal import remove_tree
 from pilot.reserve import Reserve
@@ -228,6 +229,8 @@ class JobRun:
             raise PilotError(Code.MKDIR, f"{self.workdir}: {error.strerror}") from error
         self._note("acquired", sync=True, job_id=self.job.job_id, attempt=self.job.attempt)
         self.bench.log.link_into(self.workdir)
+        if self.bench.settings.pod:
+            show_job_dir(self.workdir, self.bench.environ)
 
     def _start_ship(self, job: Job) -> None:
         """Let people read the job's log while it runs, if queue, option or debug mode want that."""

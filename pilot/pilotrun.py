@@ -36,6 +36,7 @@ from pilot.node import read_node
 from pilot.nodemap import tell_node
 from pilot.outcome import Progress
 from pilot.pilotlog import PilotLog
+from pilot.podmode import in_pod
 from pilot.processes import Processes
 from pilot.queuedata import QueuedataLoader, QueueInfo, check_active
 from pilot.server import Server
@@ -174,6 +175,7 @@ class PilotRun:
         greeting = asyncio.ensure_future(self._worker_status(server, place, "started"))
         try:
             info = await stop.guard(self._queuedata(place, stop))
+            info = in_pod(info, place.environ) if self._settings.pod else info
             check_active(info.queue)
             settings = self._settings = self._with_queue(info)
             bench = make_bench(

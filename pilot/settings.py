@@ -315,7 +315,10 @@ class Settings:
                              "--container-gpu", ini="Container.gpu", queue="pilot_container_gpu", new=True,
                              kind=one_of("auto", "on", "off"))
     redirectstdout: str = opt("", "file for the pilot's stdout", "--redirect-stdout", kind=FILE)
-    pod: bool = opt(False, "the pilot runs in a Kubernetes pod", "--pod", sets=True, later="Kubernetes")
+    pod: bool = opt(False, "the pilot runs in a Kubernetes pod: its lifetime counts instead of maxtime of the queue, "
+                    "and the pod's disk for maxwdir", "--pod", sets=True)
+    alive_socket: str = opt("", "Unix socket on which `pilot alive` asks how the pilot is; none: nobody can",
+                            "--alive-socket", "PILOT_ALIVE_SOCKET", kind=FILE, new=True)
     workflow: str = opt("generic", "what kind of pilot to be", "-w --workflow", kind=_WORKFLOW, later="other workflows")
     leasetime: int = opt(3600, "lease of staged files", "-L --leasetime", kind=WHOLE_SECONDS, later="other workflows")
     input_destination_dir: str = opt("", "where to stage inputs", "--input-destination-dir", kind=FOLDER,

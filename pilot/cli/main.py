@@ -52,6 +52,10 @@ def _dispatch(words: list[str]) -> int:
         from pilot.cli import wrap
 
         return wrap.main(words[1:])
+    if words[:1] == ["pod"]:  # and this
+        from pilot.cli import pod
+
+        return pod.main(words[1:])
     parser = build_parser()
     args = parser.parse_args(words)
     if not hasattr(args, "run"):
@@ -62,7 +66,21 @@ def _dispatch(words: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands; what they need beyond argparse they import when they run."""
-    from pilot.cli import deliver, demo, devserver, doctor, explain, local, logship, plugins, run, stage, wrap
+    from pilot.cli import (
+        alive,
+        deliver,
+        demo,
+        devserver,
+        doctor,
+        explain,
+        local,
+        logship,
+        plugins,
+        pod,
+        run,
+        stage,
+        wrap,
+    )
 
     parser = argparse.ArgumentParser(
         prog="pilot",
@@ -72,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pilot {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for module in (run, deliver, local, stage, demo, devserver, logship, plugins, doctor, explain, wrap):
+    for module in (run, deliver, local, stage, demo, devserver, logship, plugins, doctor, explain, wrap, pod, alive):
         module.add_parser(commands)
     return parser
 

@@ -15,6 +15,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def main(argv: Sequence[str]) -> int:
     """Run a pilot with Pilot 3's command line; its exit code."""
     import os
+    from pathlib import Path
 
     from pilot.errors import PilotError
     from pilot.settings import Settings, SettingsError
@@ -27,6 +28,11 @@ def main(argv: Sequence[str]) -> int:
             return 0
         from pilot.pilotrun import PilotRun
 
+        if settings.alive_socket:
+            from pilot.alive import Alive
+
+            alive = Alive(Path(settings.alive_socket).absolute())
+            return PilotRun(settings, os.environ, argv=argv, progress=alive).run(alive.serve)
         return PilotRun(settings, os.environ, argv=argv).run()
     except SettingsError as error:
         print(f"pilot run: error: {error}", file=sys.stderr)

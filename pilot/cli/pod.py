@@ -1,0 +1,34 @@
+"""`pilot pod`: the entrypoint of a container image, process 1 of a pod; see docs/kubernetes.md."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+_DESCRIPTION = """\
+Run a pilot as process 1 of a pod: what Harvester says by variables becomes its command line, signals are passed on at
+once, processes that lost their parents are collected, and the exit code is the pilot's.
+
+All options are the pilot's (`pilot run --help`) and count more than the variables, which docs/kubernetes.md lists."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Show the subcommand in the list; its command line is the pilot's."""
+    commands.add_parser("pod", help="run a pilot as process 1 of a container", add_help=False)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a pilot in a pod; its exit code."""
+    import os
+    import sys
+    from pathlib import Path
+
+    import pilot
+    from pilot.wrap.pod import Pod
+
+    if "-h" in argv or "--help" in argv:
+        print(_DESCRIPTION)
+        return 0
+    archive = Path(pilot.__file__).parents[1] / "pilot.py"  # finds the libraries beside it
+    program = [sys.executable, str(archive)] if archive.exists() else [sys.executable, "-m", "pilot.cli.main"]
+    return Pod(argv, os.environ, program).run()
