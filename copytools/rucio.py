@@ -122,7 +122,8 @@ class Rucio(CopyTool):
         file = transfer.file
         scope, _, dataset = file.dataset.rpartition(":")
         new = {"rse": place.rse, "scope": file.scope, "name": file.lfn, "bytes": size, "checksums": dict(known),
-               "pfn": url, "guid": file.guid, "dataset": dataset, "dataset_scope": scope or file.scope}  # fmt: skip
+               "pfn": url, "guid": file.guid, "events": file.events, "dataset": dataset,
+               "dataset_scope": scope or file.scope}  # fmt: skip
         self._rucio.ask(handle, Direction.OUT, "register", files=[new], close=False)
 
     def _place(self, url: str, transfer: Transfer | None = None) -> Place:

@@ -232,13 +232,16 @@ class EarlyOut:
     async def _let_know(self, lfn: str) -> None:
         if self._register is None:
             return
-        try:
-            async with self._registering:
+        async with self._registering:
+            if lfn in self._registered:  # with another one, while this one waited
+                return
+            stored = set(self._done)
+            try:
                 await self._register()
-        except PilotError as error:
-            logger.warning("%s is registered later: %s", lfn, error)
-        else:
-            self._registered.add(lfn)
+            except PilotError as error:
+                logger.warning("%s is registered later: %s", lfn, error)
+            else:
+                self._registered |= stored
 
 
 def identity(path: Path) -> Identity | None:

@@ -47,6 +47,7 @@ class File:
         url: a full source or destination given by the job itself (`gs://...`, or a path in `pilot local`); else empty.
         turl: of an input that has no local copy: where the payload reads it over the network.
         near: of such an input: over the network of the site (LAN).
+        events: of an output: how many are in it, as the payload says; None if it does not.
     """
 
     lfn: str
@@ -63,6 +64,7 @@ class File:
     url: str = ""
     turl: str = ""
     near: bool = True
+    events: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,10 +36,6 @@ GRACE, LINGER = 5.0, 1.0
 _ESCAPED = {"file", "http", "https", "dav", "davs"}
 
 
-#: Tools that are asked first: the programs of others can do what these do, and need more to be there.
-_FIRST = ("xrdcp", "https", "s3", "gs")
-
-
 class UsageError(Exception):
     """What was asked for makes no sense; nothing was done."""
 
@@ -307,7 +303,7 @@ def tool_for(tools: ToolBox, wanted: str, url: str) -> str:
         return wanted
     if scheme == "file":
         return LOCAL_TOOL
-    names = tools.for_scheme(scheme, _FIRST)
+    names = tools.for_scheme(scheme)
     if not names:
         detail = f"no tool of this installation moves {shown(url)}; `pilot plugins` shows what there is"
         raise TransferError(Code.UNKNOWNCOPYTOOL, detail, Trait.FATAL)

@@ -43,18 +43,16 @@ class Registration:
     """A file that was staged out and shall be in the catalogue.
 
     Attributes:
-        file: with scope, LFN, dataset, GUID, and the endpoint it went to.
+        file: with scope, LFN, dataset, GUID, number of events, and the endpoint it went to.
         url: its place there (PFN).
         size: bytes.
         checksums: type to lower-case hex digits.
-        events: number of events in it, None if unknown.
     """
 
     file: File
     url: str
     size: int
     checksums: Mapping[str, str]
-    events: int | None = None
 
 
 class RegistrationError(PilotError):

@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 KIND = "pilot.copytools"
 
+#: Tools for URLs of which nobody says by which: the programs of others can do what these do, and need more to be there.
+PREFERRED = ("xrdcp", "https", "s3", "gs")
+
 
 def find_tool(name: str) -> type[CopyTool]:
     """The class of a copy tool, ours or a third party's."""
@@ -69,13 +72,13 @@ class ToolBox:
     def for_scheme(self, scheme: str, first: Sequence[str] = ()) -> list[str]:
         """Names of the tools that can move URLs of a scheme.
 
-        Those in `first` are asked first; another one installed is looked for only if none of them can: by its name, and
-        at last by loading each.
+        Those in `first`; if none of them can, one that is installed: the one that has the scheme's name, one of those
+        that are preferred, any other, in the order of their names.
         """
         able = [name for name in first if self._can(name, scheme)]
         if able:
             return able
-        names = sorted(self._names() - set(first), key=lambda name: (name != scheme, name))
+        names = sorted(self._names() - set(first), key=lambda name: (name != scheme, _rank(name), name))
         return next(([name] for name in names if self._can(name, scheme)), [])
 
     def schemes(self, name: str) -> frozenset[str]:
@@ -106,3 +109,7 @@ class ToolBox:
         if why := tool.unavailable():
             raise TransferError(Code.UNKNOWNCOPYTOOL, f"{name} cannot be used on this node: {why}", Trait.NEXT)
         return tool
+
+
+def _rank(name: str) -> int:
+    return PREFERRED.index(name) if name in PREFERRED else len(PREFERRED)

@@ -115,7 +115,7 @@ def _as_request(entry: Registration) -> dict[str, Any]:
         "checksums": {kind: normal(kind, value) for kind, value in entry.checksums.items()},
         "pfn": entry.url,
         "guid": file.guid.replace("-", "").lower(),
-        "events": entry.events,
+        "events": file.events,
         "dataset": dataset.rstrip("/"),
         "dataset_scope": scope or file.scope,
     }

@@ -26,6 +26,7 @@ _LIMIT = 4 << 20
 
 #: TURLs that may stand in a command as they are: nothing in them means something to a shell.
 _PLAIN = re.compile(r"[\w.:/@%+=,~?-]+", re.ASCII)
+_COUNT = re.compile("[0-9]{1,15}")
 _GUID = re.compile(r"[0-9A-Fa-f]{8}(-?[0-9A-Fa-f]{4}){3}-?[0-9A-Fa-f]{12}")
 
 
@@ -98,11 +99,19 @@ def direct_options(job: Job, command: str) -> str:
     return "".join(f" {option}" for option in ("--usePFCTurl", "--directIn") if option not in command)
 
 
-def with_guids(outputs: Sequence[File], report: str, workdir: Path) -> tuple[File, ...]:
-    """Outputs with the GUIDs that the payload gave them: in its job report, else in metadata.xml."""
-    guids = _guids_of_report(report) or {lfn: facts["guid"] for lfn, facts in read_metadata(workdir).items()}
-    known = {lfn: guid for lfn, guid in guids.items() if _GUID.fullmatch(guid)}
-    return tuple(replace(file, guid=known.get(file.lfn, file.guid)) for file in outputs)
+def with_facts(outputs: Sequence[File], report: str, workdir: Path) -> tuple[File, ...]:
+    """Outputs with the GUID and number of events that the payload tells in its job report, else in metadata.xml."""
+    known = _facts_of_report(report) or read_metadata(workdir)
+    return tuple(_with(file, known.get(file.lfn, {})) for file in outputs)
+
+
+def _with(file: File, facts: Mapping[str, str]) -> File:
+    guid, events = facts.get("guid", ""), facts.get("events", "")
+    return replace(
+        file,
+        guid=guid if _GUID.fullmatch(guid) else file.guid,
+        events=int(events) if _COUNT.fullmatch(events) else file.events,
+    )
 
 
 def read_metadata(workdir: Path) -> Mapping[str, Mapping[str, str]]:
@@ -131,11 +140,14 @@ def read_metadata(workdir: Path) -> Mapping[str, Mapping[str, str]]:
     return found
 
 
-def _guids_of_report(report: str) -> dict[str, str]:
-    """LFN to GUID in a job report; empty if there is none, or if it is no such report."""
+def _facts_of_report(report: str) -> dict[str, dict[str, str]]:
+    """LFN to GUID and events in a job report; empty if there is none, or if it is no such report."""
     try:
         content: Any = json.loads(report)
         files = [sub for entry in content["files"]["output"] for sub in entry.get("subFiles", ())]
-        return {str(file["name"]): str(file["file_guid"]) for file in files}
+        return {
+            str(file["name"]): {"guid": str(file["file_guid"]), "events": str(file.get("nentries", ""))}
+            for file in files
+        }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

@@ -17,7 +17,7 @@ from pilot.experiment import Service
 from pilot.job import File, Job
 from pilot.matchers import row
 from pilot.queuedata import Queue
-from plugins.experiments._atlas_catalogue import by_cache, direct_options, with_guids, with_turls, write_pool_catalogue
+from plugins.experiments._atlas_catalogue import by_cache, direct_options, with_facts, with_turls, write_pool_catalogue
 from plugins.experiments._atlas_files import KEPT, REDUNDANT, WORKDIR
 from plugins.experiments.generic import Generic
 
@@ -128,9 +128,9 @@ class Atlas(Generic):
         return with_turls(job)
 
     def outputs(self, job: Job, workdir: Path) -> tuple[File, ...]:
-        """With the GUIDs that a payload of production gave them."""
+        """With the GUIDs that a payload of production gave them, and their numbers of events."""
         found = super().outputs(job, workdir)
-        return found if job.is_analysis else with_guids(found, super().payload_metadata(workdir), workdir)
+        return found if job.is_analysis else with_facts(found, super().payload_metadata(workdir), workdir)
 
     def command(self, job: Job, transformation: str) -> str:
         """A user's transformation is a program of the job directory; one of production is a command, or Python's."""

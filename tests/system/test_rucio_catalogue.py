@@ -55,12 +55,11 @@ def name(stem: str = "file") -> str:
 
 def output(place, lfn: str, dataset: str = "", rse: str = HERE, **facts) -> Registration:
     guid = str(uuid.uuid5(uuid.NAMESPACE_OID, lfn)).upper()
-    file = File(lfn=lfn, kind=Kind.OUTPUT, scope="cat", dataset=dataset, endpoint=rse, guid=guid)
+    file = File(lfn=lfn, kind=Kind.OUTPUT, scope="cat", dataset=dataset, endpoint=rse, guid=guid, events=50)
     url = place.pfn(rse, "cat", lfn) if rse != OTHER else place.pfn(rse, "cat", lfn, "https")
     facts = {
         "size": 1000,
         "checksums": {"adler32": "0a1b2c3d", "md5": "0" * 31 + "a"},
-        "events": 50,
         "url": url,
     } | facts
     return Registration(file=file, **facts)

@@ -14,7 +14,7 @@ import pytest
 from pilot.errors import Code
 from pilot.queuedata import hash_path
 from tests.grid import _ACTIVITIES as ACTIVITIES
-from tests.grid import Grid, Job
+from tests.grid import Grid, Job, Pilot
 from tests.parts.xrootd import server as xrootd_server
 
 #: Dots in scopes of users are directories in Rucio's layout as in Pilot 3's.
@@ -37,12 +37,14 @@ def place(rucio, tmp_path_factory):
         yield grid
 
 
-def queue(grid: Grid, tool: str = "xrdcp", options: dict[str, Any] | None = None, catchall: str = "register") -> str:
+def queue(
+    grid: Grid, tool: str = "xrdcp", options: dict[str, Any] | None = None, catchall: str = "register", **more: Any
+) -> str:
     """A queue of its own that uses the tool for everything."""
     return grid.queue(
         f"QUEUE{next(_NUMBERS)}", catchall=catchall, copytools={tool: options or {}},
         acopytools={activity: [tool] for activity in ACTIVITIES},
-        astorages={activity: [RSE] for activity in ACTIVITIES},
+        astorages={activity: [RSE] for activity in ACTIVITIES}, **more,
     )  # fmt: skip
 
 
@@ -61,11 +63,16 @@ def job(grid: Grid, where: str, **fields: Any) -> dict[str, Any]:
     } | fields  # fmt: skip
 
 
-def run(grid: Grid, definition: dict[str, Any], *more: str, **config: str) -> tuple[Job, str]:
-    """Run it in a pilot that knows the catalogue; the job, and what the pilot said."""
+def start(grid: Grid, definition: dict[str, Any], *more: str, **config: str) -> Pilot:
+    """Begin to run it in a pilot that knows the catalogue."""
     grid.submit(definition)
     environ = {"RUCIO_CONFIG": str(grid.rucio.client_config(**config))}
-    pilot = grid.pilot("--catalogue", "rucio", *more, queue=definition["computingSite"], env=environ)
+    return grid.pilot("--catalogue", "rucio", *more, queue=definition["computingSite"], env=environ)
+
+
+def run(grid: Grid, definition: dict[str, Any], *more: str, **config: str) -> tuple[Job, str]:
+    """Run it in a pilot that knows the catalogue; the job, and what the pilot said."""
+    pilot = start(grid, definition, *more, **config)
     pilot.wait(60)
     return grid.job_of(definition["PandaID"]), pilot.text
 
@@ -87,6 +94,26 @@ def test_output_and_log_are_registered_with_their_datasets(place, tool):
     assert (
         place.xrootd.data / "rucio" / hash_path(SCOPE, definition["outFiles"].split(",")[0])
     ).read_bytes() == b"an input\n"
+
+
+def test_output_that_leaves_early_is_registered_while_the_payload_runs(place):
+    early = {"pilot_early_stageout": "closed", "pilot_early_quiet": 0.1}
+    definition = job(place, queue(place, params=early))
+    output = definition["outFiles"].split(",")[0]
+    cat = f"cat {definition['inFiles']} > "
+    assert cat + output in definition["jobPars"]
+    wait = f"{cat} tmp; mv tmp {output}; while [ ! -e go ]; do sleep 0.02; done"
+    definition["jobPars"] = definition["jobPars"].replace(cat + output, wait)
+    pilot = start(place, definition)
+    pilot.says(f"registered in rucio: {output}")
+    assert place.rucio.files(SCOPE, definition["realDatasets"].split(",")[0]) == [output]
+    assert place.job_of(definition["PandaID"]).finals == []
+    (workdir,) = place.work.glob(f"*/PanDA_Pilot-{definition['PandaID']}")
+    (workdir / "go").touch()
+    pilot.wait(60)
+    done = place.job_of(definition["PandaID"])
+    assert done.state == "finished", (done.diag, pilot.text)
+    assert place.rucio.meta(SCOPE, output)["guid"] == done.files[output]["guid"].replace("-", "").lower()
 
 
 def test_nothing_is_registered_by_default(place):

@@ -112,9 +112,25 @@ METADATA = f"""<?xml version="1.0" encoding="UTF-8"?>
 """
 
 
+def outputs(tmp_path, **job) -> tuple[File, ...]:
+    wanted = (made("RDO.root", G1, kind=Kind.OUTPUT), made("HIST.root", G1, kind=Kind.OUTPUT))
+    return Atlas().outputs(Job(job_id=1, outputs=wanted, **job), tmp_path)
+
+
 def guids(tmp_path, **job) -> list[str]:
-    outputs = (made("RDO.root", G1, kind=Kind.OUTPUT), made("HIST.root", G1, kind=Kind.OUTPUT))
-    return [file.guid for file in Atlas().outputs(Job(job_id=1, outputs=outputs, **job), tmp_path)]
+    return [file.guid for file in outputs(tmp_path, **job)]
+
+
+def test_outputs_have_the_events_that_the_payload_counted(tmp_path):
+    assert [file.events for file in outputs(tmp_path)] == [None, None]
+    (tmp_path / "metadata.xml").write_text(METADATA)
+    assert [file.events for file in outputs(tmp_path)] == [3, None]
+    files = [{"name": "HIST.root", "file_guid": G2, "nentries": 7}, {"name": "RDO.root", "file_guid": G2}]
+    (tmp_path / "jobReport.json").write_text(json.dumps({"files": {"output": [{"subFiles": files}]}}))
+    assert [file.events for file in outputs(tmp_path)] == [None, 7]
+    files[1]["nentries"] = "UNDEFINED"  # as ATLAS' transformations write what they could not count
+    (tmp_path / "jobReport.json").write_text(json.dumps({"files": {"output": [{"subFiles": files}]}}))
+    assert [file.events for file in outputs(tmp_path)] == [None, 7]
 
 
 def test_outputs_have_the_guids_that_the_payload_gave_them(tmp_path):

@@ -126,6 +126,27 @@ def test_a_catalogue_that_is_away_is_asked_later(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_files_that_arrive_while_the_catalogue_is_asked_are_registered_together(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        calls = []
+
+        async def register() -> None:
+            calls.append(len(engine.sent))
+            await asyncio.sleep(0.1)
+
+        out, engine, _ = early(tmp_path, "a b c d", register=register)
+        async with out:
+            for name in "abcd":
+                (tmp_path / "t").write_text(name)
+                (tmp_path / "t").rename(tmp_path / name)
+                await sent(engine, 1)
+            await sent(engine, 4)
+        assert await out.rest([File(lfn=name, kind=Kind.OUTPUT) for name in "abcd"], lambda file: None) == []
+        assert calls == [1, 4]
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("kernel", [True, False])
 def test_finished_files_are_told_of_with_and_without_the_kernel(
     tmp_path: Path, kernel: bool, monkeypatch: pytest.MonkeyPatch

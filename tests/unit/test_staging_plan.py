@@ -105,6 +105,22 @@ def test_an_input_with_another_url_gets_the_tool_of_the_queue_for_it(tmp_path):
     assert [c.tool for c in planner(tmp_path, queue).sources(input_(url="root://h//f"))] == ["xrdcp"]
 
 
+@pytest.mark.parametrize(
+    ("schemes", "tool"),
+    [
+        ("root roots xroot xroots", "xrdcp"),
+        ("https davs http dav", "https"),
+        ("s3 s3+rucio", "s3"),
+        ("gs", "gs"),
+        ("rucio", "rucio"),
+        ("file", "mv"),
+    ],
+)
+def test_a_url_that_nobody_names_a_tool_for_goes_by_the_one_made_for_it(tmp_path, schemes, tool):
+    box = ToolBox(launch_dir=tmp_path, settings={})
+    assert [box.for_scheme(scheme) for scheme in schemes.split()] == [[tool]] * len(schemes.split())
+
+
 def test_a_url_that_no_tool_of_the_queue_moves_gets_one_that_is_installed(tmp_path):
     assert [c.tool for c in planner(tmp_path, MV).sources(input_(url="vault://a/b"))] == ["vault"]
 
