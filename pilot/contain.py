@@ -141,6 +141,7 @@ def make_container(
         memory_kb=memory_kb,
         cvmfs=cvmfs,
         logins=tuple(logins_of(job.secrets)),
+        setup=bench.experiment.release_setup(job, queue, contained=True),
     )
     for login in order.logins:
         bench.masker.add(login.token)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, ClassVar
 
 from pilot.errors import PilotError
 from pilot.job import File, Job
+from pilot.left import open_left
 from pilot.maskfile import MASKS
 from pilot.matchers import Matcher
 from pilot.patterns import check_patterns, expanded
@@ -129,6 +129,16 @@ class Experiment:
         """
         return job
 
+    def release_setup(self, job: Job, queue: Queue, *, contained: bool) -> str:
+        """Shell text that sets up the software release of a job, before its payload; empty for none.
+
+        Args:
+            job: the job.
+            queue: as the job sees it.
+            contained: True for the inside of a container that the experiment's own wrapper makes.
+        """
+        return ""
+
     def command(self, job: Job, transformation: str) -> str:
         """The payload's own shell text.
 
@@ -190,13 +200,10 @@ class Experiment:
 
 
 def _read_report(path: Path) -> str:
-    """A regular file: a pipe would keep us waiting, and what a link leads to is not what the payload wrote."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        if found.st_size > JOB_REPORT_LIMIT:
-            raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, the limit is {JOB_REPORT_LIMIT}")
+    with open_left(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > JOB_REPORT_LIMIT:
+            raise OSError(errno.EFBIG, f"it has {size} bytes, the limit is {JOB_REPORT_LIMIT}")
         return file.read(JOB_REPORT_LIMIT).decode(errors="replace")
 
 

@@ -240,7 +240,11 @@ class PayloadRun:
     async def _command(self) -> str:
         """The payload's own shell text."""
         scene, bench = self._scene, self._scene.bench
-        return await prepare_command(scene.job, scene.workdir, bench.experiment, bench.fetch, self._bases())
+        text = await prepare_command(scene.job, scene.workdir, bench.experiment, bench.fetch, self._bases())
+        if self._runtime:  # an image brings its software, and ALRB sets it up itself
+            return text
+        setup = bench.experiment.release_setup(scene.job, scene.queue, contained=False)
+        return "\n".join([*(f"{line} || exit" for line in setup.splitlines()), text])
 
     def _bases(self) -> list[str]:
         return list(words(self._scene.bench.settings.baseurls))

@@ -141,6 +141,7 @@ class Order:
         memory_kb: the most it may use, 0 for no limit.
         cvmfs: where CVMFS is.
         logins: for the registries of images.
+        setup: shell text that sets up the job's release inside, for a runtime that has a place for it.
     """
 
     job: Job
@@ -157,6 +158,7 @@ class Order:
     memory_kb: int = 0
     cvmfs: Path = Path("/cvmfs")
     logins: tuple[Login, ...] = field(default=(), repr=False)
+    setup: str = ""
 
     @property
     def inside(self) -> dict[str, str]:

@@ -15,8 +15,11 @@ SETUP = "my_release_setup.sh"
 #: Where ALRB is, below CVMFS.
 PLACE = "atlas.cern.ch/repo/ATLASLocalRootBase"
 
-_SETUP_TEXT = f"""\
-echo "INFO: sourcing /srv/{SETUP} inside the container. This should not run if it is a ATLAS standalone container"
+_HEAD = (
+    f'echo "INFO: sourcing /srv/{SETUP} inside the container. '
+    'This should not run if it is a ATLAS standalone container"\n'
+)
+_TAIL = """\
 retCode=$?
 date +"%H:%M:%S %Y/%m/%d"
 if [ $? -ne 0 ]; then
@@ -39,7 +42,7 @@ class Alrb(Container):
         """Shell text that sources ALRB; what comes from outside is a quoted word of it."""
         order = self.order
         self.write_script(*_TEMPORARY, text=self._payload())
-        write_file(order.workdir / SETUP, _SETUP_TEXT, 0o755)
+        write_file(order.workdir / SETUP, f"{_HEAD}{order.setup}\n{_TAIL}" if order.setup else _HEAD + _TAIL, 0o755)
         self.environment = {**order.environment, **self._environment()}
         return ["/bin/bash", "-c", self._text()]
 

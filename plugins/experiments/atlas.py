@@ -1,4 +1,4 @@
-"""ATLAS, as far as a job needs neither a release (`asetup`) nor a container; those that do are refused.
+"""ATLAS: releases by `asetup`, catalogues of inputs, reports of transformations, user jobs.
 
 The facts are in PILOT3 1.3, 1.4, 2.7, 5.1, 5.6 and 5.7.
 """
@@ -19,6 +19,7 @@ from pilot.matchers import row
 from pilot.queuedata import Queue
 from plugins.experiments._atlas_catalogue import by_cache, direct_options, with_facts, with_turls, write_pool_catalogue
 from plugins.experiments._atlas_files import KEPT, REDUNDANT, WORKDIR
+from plugins.experiments._atlas_release import ALRB, release_setup
 from plugins.experiments.generic import Generic
 
 logger = logging.getLogger(__name__)
@@ -46,12 +47,6 @@ _METRICS = (
 #: Warnings of a job report that the server gets; a report may have 100,000 of them.
 _WARNINGS = 25
 
-
-#: How the tools of ATLAS are set up on a node.
-_ALRB = (
-    "export ATLAS_LOCAL_ROOT_BASE=${ATLAS_LOCAL_ROOT_BASE:-/cvmfs/atlas.cern.ch/repo/ATLASLocalRootBase}; "
-    "source $ATLAS_LOCAL_ROOT_BASE/user/atlasLocalSetup.sh --quiet"
-)
 
 #: What `xcache start` says of the cache.
 _XCACHE = {
@@ -83,6 +78,7 @@ class Atlas(Generic):
         row(r"FATAL out of memory: taking the application down", Code.PAYLOADOUTOFMEMORY, "stderr"),
         row(r"St9bad_alloc|std::bad_alloc", Code.PAYLOADOUTOFMEMORY, "stdout"),
         row(r"^sh:.*setup\.sh.*No such file or directory", Code.MISSINGINSTALLATION, "stdout"),
+        row(r"No release candidates found", Code.NORELEASEFOUND, "stdout"),
         row(r"AtlasSetup\(FATAL\): Fatal exception", Code.SETUPFATAL, "stdout"),
     )
     settings: ClassVar[Mapping[str, Any]] = {
@@ -110,7 +106,7 @@ class Atlas(Generic):
         return re.sub(rf"{_HIDDEN}((?:[0-9a-f]{{2}})+)", _shown, parameters)
 
     def verify(self, job: Job) -> None:
-        """Refuse names of outputs that ATLAS' catalogue cannot hold, and jobs that need a release."""
+        """Refuse names of outputs that ATLAS' catalogue cannot hold."""
         super().verify(job)
         for file in job.outputs:
             if not file.lfn.isascii():
@@ -118,8 +114,6 @@ class Atlas(Generic):
                 raise JobDefinitionError("outFiles", text, Code.BADOUTPUTFILENAME)
             if not _LFN.fullmatch(file.lfn):
                 logger.warning("%s does not follow the naming convention %s", file.lfn, _LFN.pattern)
-        if job.release:
-            raise PilotError(Code.NOTIMPLEMENTED, f"the job wants release {job.release} set up by asetup (swRelease)")
 
     def inputs_ready(self, job: Job, workdir: Path, variables: Mapping[str, str]) -> Job:
         """PoolFileCatalog.xml, and TURLs in what a job of production reads; near ones by a cache if there is one."""
@@ -132,6 +126,10 @@ class Atlas(Generic):
         found = super().outputs(job, workdir)
         return found if job.is_analysis else with_facts(found, super().payload_metadata(workdir), workdir)
 
+    def release_setup(self, job: Job, queue: Queue, *, contained: bool) -> str:
+        """`asetup`, as production calls it."""
+        return release_setup(job, queue, contained=contained)
+
     def command(self, job: Job, transformation: str) -> str:
         """A user's transformation is a program of the job directory; one of production is a command, or Python's."""
         if job.no_exec_str_conv and "asetup.sh" in job.parameters:  # the whole command, set-up and all
@@ -139,6 +137,8 @@ class Atlas(Generic):
         if job.is_analysis:
             command = super().command(job, transformation)
             return command + direct_options(job, command) + _guids_option(job)
+        if job.release.startswith("Atlas-"):  # `asetup` has put it into PATH
+            return super().command(job, transformation)
         if job.homepackage and "/" not in transformation:
             transformation = f"{job.homepackage}/{transformation}"
         return super().command(job, f"python3 {transformation}" if transformation.endswith(".py") else transformation)
@@ -150,8 +150,8 @@ class Atlas(Generic):
         place = f"{job.job_id}/xcache"
         options = f"-d $PWD/{place} -C centos7 --disklow 4g --diskhigh 5g -b 4"
         log = '[ -f "$ALRB_XCACHE_LOG" ] && cp "$ALRB_XCACHE_LOG" xcache-messages.log'
-        start = f"{_ALRB}; lsetup xcache; xcache list; xcache start {options}"
-        stop = f"{log}; {_ALRB}; lsetup xcache; xcache kill -p $ALRB_XCACHE_MYPROCESS"
+        start = f"{ALRB}; lsetup xcache; xcache list; xcache start {options}"
+        stop = f"{log}; {ALRB}; lsetup xcache; xcache kill -p $ALRB_XCACHE_MYPROCESS"
         return (Service(name="xcache", start=start, stop=stop, variables=_XCACHE, directory=str(job.job_id)),)
 
     def environment(self, job: Job) -> Mapping[str, str | None]:

@@ -1,4 +1,4 @@
-r"""sPHENIX: outputs go straight to their storage; they are given by pattern (`regex|DST_.*\.root`, `pilot.patterns`)."""
+r"""sPHENIX: outputs go straight to their storage; given by pattern (`regex|DST_.*\.root`, `pilot.patterns`)."""
 
 from __future__ import annotations
 

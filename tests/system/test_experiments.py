@@ -106,13 +106,37 @@ def test_a_user_job_of_atlas(site):
     assert not names & {"AOD.root", "arguments.txt", "environment.txt"}
 
 
-def test_a_release_that_is_not_there_is_not_done_without(site):
-    (job_id,) = site.server.submit(site.job(log="b.tgz", swRelease="Atlas-25.0.1"))
+@pytest.fixture
+def alrb(tmp_path):
+    """ATLASLocalRootBase with an `asetup` that knows one release."""
+    for name, text in {
+        "user/atlasLocalSetup.sh": f"export AtlasSetup={tmp_path}/AtlasSetup",
+        "AtlasSetup/scripts/asetup.sh": 'case "$1" in Athena,25.0.1,notest) export ASETUP="$*";; *) '
+        'echo "AtlasSetup: No release candidates found with $1"; return 1;; esac',
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    return tmp_path
+
+
+def test_a_release_of_atlas_is_set_up_before_the_payload(site, alrb):
+    raw = site.job("setup.txt", log="b.tgz", swRelease="Atlas-25.0.1", homepackage="Athena/25.0.1")
+    raw["jobPars"] = """-c 'echo "$ASETUP" > setup.txt'"""
+    (job_id,) = site.server.submit(raw)
     site.describe(catchall="mv_final_destination")
-    site.pilot("atlas")
+    assert site.pilot("atlas", ATLAS_LOCAL_ROOT_BASE=str(alrb)) == 0
     job = site.server.job(job_id)
-    assert (job["state"], job["fields"]["pilot_error_code"]) == ("failed", 1300)
-    assert "release Atlas-25.0.1" in job["fields"]["pilot_error_diag"]
+    assert job["state"] == "finished", job["fields"]
+    assert site.stored("setup.txt").read_text() == "Athena,25.0.1,notest --makeflags=$MAKEFLAGS\n"
+
+
+def test_a_release_that_is_not_there_is_not_done_without(site, alrb):
+    (job_id,) = site.server.submit(site.job(log="b2.tgz", swRelease="Atlas-1.0.0", homepackage="Athena"))
+    site.describe(catchall="mv_final_destination")
+    site.pilot("atlas", ATLAS_LOCAL_ROOT_BASE=str(alrb))
+    job = site.server.job(job_id)
+    assert (job["state"], job["fields"]["pilot_error_code"]) == ("failed", 1244)
+    assert "No release candidates found" in job["fields"]["pilot_error_diag"]
 
 
 def test_outputs_of_sphenix_are_found_by_pattern_and_go_to_their_storage(site):

@@ -273,13 +273,41 @@ class TestAtlas:
         assert self.atlas.command(job(no_exec_str_conv=True, parameters=text), "./trf") == text
         assert self.atlas.command(job(no_exec_str_conv=True, parameters="-x"), "./trf") == "./trf -x"
 
-    def test_a_job_that_needs_a_release_is_refused_and_told_why(self):
-        error = refusal("atlas", release="Atlas-25.0.1")
-        assert error.code is Code.NOTIMPLEMENTED
-        assert "Atlas-25.0.1" in error.diag
-        assert "swRelease" in error.diag
+    @pytest.mark.parametrize(
+        ("release", "package", "asked"),
+        [
+            ("Atlas-25.0.1", "Athena/25.0.1", "Athena,25.0.1,notest"),
+            ("Atlas-25.0.1", "Athena", "Athena,25.0.1,notest"),
+            ("Atlas-21.0.15", "AtlasOffline/21.0.15.7", "AtlasOffline,21.0.15.7,notest"),
+            ("Atlas-25.0.1", "AnalysisTransforms-AthAnalysis_25.2.1", "AthAnalysis,25.2.1,notest"),
+            ("Atlas-rel_3", "AnalysisTransforms-Athena_main", "rel_3,Athena,main,notest"),
+            ("Atlas-25.0.1", "AnalysisTransforms", "25.0.1,notest"),
+            ("Atlas-25.0.1", "x;rm -rf /", "'x;rm -rf ,25.0.1,notest'"),
+        ],
+    )
+    def test_a_release_is_set_up_by_asetup(self, release, package, asked):
+        text = self.setup(release=release, homepackage=package, platform="x86_64-el9-gcc13-opt")
+        assert text.splitlines()[-1] == (
+            f"source $AtlasSetup/scripts/asetup.sh {asked} --platform x86_64-el9-gcc13-opt --makeflags='$MAKEFLAGS'"
+        )
+
+    def test_who_needs_no_release_gets_none(self):
+        assert self.setup(release="") == ""
+        assert self.setup(release="Atlas-1.2.3", container_image="/an/image") == ""
         for text in ("NULL", "", None):
-            self.atlas.verify(parse_job({"PandaID": 1, "transformation": URL, "swRelease": text}))
+            assert parse_job({"PandaID": 1, "transformation": URL, "swRelease": text}).release == ""
+
+    def test_parameters_that_call_asetup_are_given_alrb_alone(self):
+        text = self.setup(release="Atlas-1.2.3", no_exec_str_conv=True, parameters="source x/asetup.sh 1; run")
+        assert text.endswith("atlasLocalSetup.sh --quiet")
+
+    def test_inside_the_container_of_alrb_there_is_asetup_alone(self):
+        text = self.setup(contained=True, release="Atlas-1.2.3", homepackage="Athena")
+        assert text.startswith("source $AtlasSetup/scripts/asetup.sh Athena,1.2.3,notest")
+
+    def setup(self, contained=False, **fields):
+        queue = Queue.from_record({"is_cvmfs": True}, "Q")
+        return self.atlas.release_setup(job(**fields), queue, contained=contained)
 
     def test_names_that_are_not_ascii_are_refused_odd_ones_warned_of(self, caplog):
         assert refusal("atlas", outputs=(made("naïve.root"),)).code is Code.BADOUTPUTFILENAME
