@@ -52,7 +52,7 @@ def busy(factor: float) -> str:
     Args:
         factor: load per core of the node above which it is.
     """
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    load, cores = os.getloadavg()[0], os.sysconf("SC_NPROCESSORS_ONLN")  # cpu_count() may be the slot's
     return f"load {load:.1f} on {cores} cores, the limit is {factor:g} for each" if load > factor * cores else ""
 
 
