@@ -22,7 +22,7 @@ from typing import Self
 
 from pilot.errors import Code, PilotError
 from pilot.job import File
-from pilot.payload.process import open_left
+from pilot.left import open_left
 from pilot.staging.engine import StagingEngine
 from pilot.staging.result import StagedFile, StagingResult
 from pilot.staging.store import Store

@@ -33,6 +33,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pilot.left import open_left
+
 logger = logging.getLogger(__name__)
 
 #: Phases in their order; the name of each is also the step that begins it.
@@ -121,7 +123,7 @@ def read(path: Path) -> list[Entry]:
         OSError: it is there and cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_left(path) as file:  # a payload may have put something else in its place
             return [entry for line in file if (entry := _entry(line)) is not None]
     except FileNotFoundError:
         return []

@@ -25,7 +25,8 @@ from pilot.experiment import JOURNAL, NOTE, SECRETS
 from pilot.job import Access, File, Job, Kind
 from pilot.jobfields import checked_lfn
 from pilot.journal import JobState, Journal, Moved, state
-from pilot.logarchive import archive_folder, make_log_archive
+from pilot.left import open_left
+from pilot.logarchive import PILOT_LOG, archive_folder, make_log_archive
 from pilot.outcome import FileOutcome
 from pilot.registering import Registrar, wants_registration
 from pilot.removal import remove_tree
@@ -268,7 +269,7 @@ class Delivery:
 
     def _pack(self, log: File) -> None:
         """The pilot was killed before it made the log."""
-        pilot_log = self._folder / "pilotlog.txt"
+        pilot_log = self._folder.parent / PILOT_LOG  # not by the link beside the outputs: the payload may have moved it
         if (secrets := self._folder / SECRETS).is_file():
             self._bench.masker.add(secrets.read_text(errors="replace"))
         make_log_archive(
@@ -277,7 +278,7 @@ class Delivery:
             folder=archive_folder(self._note.job.job_id, self._note.queue),
             exclude=[*(file.lfn for file in self._note.files), NOTE, SECRETS],
             masker=self._bench.masker,
-            extra=[pilot_log.resolve()] if pilot_log.is_file() else [],
+            extra=[pilot_log] if pilot_log.is_file() and not pilot_log.is_symlink() else [],
             check=self._stop.check,
         )
 
@@ -333,7 +334,7 @@ def _new(path: Path, text: str) -> BinaryIO:
 def _locked(folder: Path) -> Iterator[BinaryIO | None]:
     """The note of a directory; None if somebody else has it, or it is gone."""
     try:
-        file = os.fdopen(os.open(folder / NOTE, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+        file = open_left(folder / NOTE)
     except FileNotFoundError:
         yield None
         return

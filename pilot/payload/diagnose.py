@@ -15,9 +15,10 @@ from pilot import matchers
 from pilot.causes import Fault
 from pilot.errors import DIAG_LIMIT, Code, PilotError
 from pilot.job import Job
+from pilot.left import open_left
 from pilot.matchers import COMMON, Found, Matcher, row
 from pilot.payload.ownreport import JobReport, job_report
-from pilot.payload.process import Ended, open_left, signal_name, tail
+from pilot.payload.process import Ended, signal_name, tail
 
 logger = logging.getLogger(__name__)
 

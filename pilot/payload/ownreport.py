@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pilot.experiment import JOB_REPORT, JOB_REPORT_LIMIT
-from pilot.payload.process import open_left
+from pilot.left import open_left
 
 logger = logging.getLogger(__name__)
 

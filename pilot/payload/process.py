@@ -7,11 +7,9 @@ to these and to nobody else.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import signal
-import stat
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pilot.errors import Code, PilotError
+from pilot.left import open_left
 from pilot.payload.container import Container
 from pilot.processes import Processes, Spent, descendants, is_zombie, send, wait_exit
 from pilot.stop import Deadline
@@ -264,19 +263,3 @@ def tail(path: Path, size: int = 2048) -> str:
             return file.read(size).decode(errors="replace")
     except OSError:
         return ""
-
-
-def open_left(path: Path) -> BinaryIO:
-    """Open a file that a payload left in its directory, to read it.
-
-    Only a regular one: to open a pipe would wait for somebody who writes, and what a link leads to, such as a token of
-    the pilot, is not what the payload wrote.
-
-    Raises:
-        OSError: there is none.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return os.fdopen(fd, "rb")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -222,6 +223,38 @@ def a_note_of_another_user_or_with_paths_in_it_is_refused(top: Path) -> None:
         note.write_text(good)
         assert grid.pilot(str(kept), command=DELIVER).wait() == 0
         assert grid.job_of(job_id).state == "finished"
+
+
+@scenario
+def a_pipe_where_a_note_could_be_holds_up_nobody(top: Path) -> None:
+    with Grid(top) as grid:
+        (grid.work / "x").mkdir()
+        os.mkfifo(grid.work / "x" / "delivery.json")
+        (job_id,) = grid.submit(grid.job("echo a > a", outputs=["a"]))
+        assert grid.pilot("--keep-undelivered", str(grid.top / "kept")).wait() == 0
+        assert grid.job_of(job_id).state == "finished"
+        assert grid.pilot(str(grid.work), command=DELIVER).wait() != 0
+
+
+@scenario
+def a_link_of_the_payload_does_not_bring_a_file_of_the_node_into_the_log(top: Path) -> None:
+    with Grid(top) as grid:
+        gate = grid.top / "gate"
+        gate.mkdir()
+        tools: dict[str, Any] = {"copytools": {"gate": {"directory": str(gate)}, "mv": {}}}
+        grid.queue("Q", acopytools={"write_lan": ["gate"], "read_lan": ["mv"], "pl": ["mv"]}, **tools)
+        (grid.top / "token").write_text("a secret of the site")
+        links = f"ln -sf {grid.top}/token pilotlog.txt"
+        (job_id,) = grid.submit(grid.job(f"echo a > a; {links}", outputs=["a"]))
+        first = grid.pilot("--keep-undelivered", str(grid.top / "kept"))
+        until(lambda: (gate / "put-a").exists())
+        first.signal(signal.SIGKILL)
+        first.wait()
+        (gate / "open").touch()
+        assert grid.pilot(str(grid.work), command=DELIVER).wait() == 0
+        log = grid.job_of(job_id).log()
+        assert b"a secret of the site" not in b"".join(log.values())
+        assert b"job definition" in log["pilotlog.txt"]
 
 
 running = scenario.fixture()

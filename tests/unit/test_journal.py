@@ -253,3 +253,10 @@ def test_an_output_that_was_removed_from_its_storage_is_not_stored(tmp_path):
     own.close()
     (left,) = journal.state(tmp_path / "journal.jsonl").moved
     assert (left.lfn, left.endpoint) == ("b", "RSE")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)], ids=["pipe", "device"])
+def test_what_a_payload_put_in_the_place_of_a_journal_is_no_journal(path: Path, make: Any) -> None:
+    make(path)
+    with pytest.raises(OSError):  # at once: to open a pipe would wait for ever, a device has no end
+        journal.state(path)
