@@ -270,7 +270,7 @@ class PilotRun:
         logger.info("command line: %s", shlex.join([sys.argv[0], *self._argv]))
         logger.info("node %s, main directory %s", place.node, place.main_dir)
         grace = self._settings.explained("grace")
-        logger.info("grace after a stop signal: %.3g s (%s)", grace.value, grace.source)
+        logger.info("grace after a stop signal: %s s (%s)", grace.value, grace.source)
         for warning in self._settings.warnings():
             logger.warning("%s", warning)
 
