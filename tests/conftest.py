@@ -13,12 +13,14 @@ import pytest
 
 from tests.parts.apptainer import apptainer
 from tests.parts.gcs import gcs_server
+from tests.parts.htcondor import htcondor
+from tests.parts.image import image
 from tests.parts.podman import podman
 from tests.parts.release import release
 from tests.parts.rucio import rucio
 from tests.parts.s3 import s3_server
 
-__all__ = ["apptainer", "gcs_server", "podman", "release", "rucio", "s3_server"]
+__all__ = ["apptainer", "gcs_server", "htcondor", "image", "podman", "release", "rucio", "s3_server"]
 
 #: Fixtures of parts that take seconds to start.
 _HEAVY = ("rucio", "s3_server", "podman", "apptainer")

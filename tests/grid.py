@@ -277,14 +277,19 @@ class Scenarios:
 
     running = scenario.fixture()
     test_scenario = scenario.test()
+
+    Args:
+        workers: how many run at a time.
+        given: a fixture whose value each scenario gets in the place of a directory.
     """
 
-    def __init__(self, workers: int = 5) -> None:
+    def __init__(self, workers: int = 5, given: str = "") -> None:
         self._workers = workers
-        self._functions: dict[str, Callable[[Path], None]] = {}
+        self._given = given
+        self._functions: dict[str, Callable[[Any], None]] = {}
 
-    def __call__(self, function: Callable[[Path], None]) -> Callable[[Path], None]:
-        """Add a scenario: it gets a directory of its own."""
+    def __call__(self, function: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Add a scenario: it gets a directory of its own, or what is given."""
         self._functions[function.__name__] = function
         return function
 
@@ -307,8 +312,12 @@ class Scenarios:
         ) -> Iterator[dict[str, Future[None]]]:
             items = [item for item in request.session.items if item.path == request.path]
             names = [item.callspec.params["scenario"] for item in items if "running" in item.fixturenames]  # type: ignore[attr-defined]
+
+            def given() -> Any:
+                return request.getfixturevalue(self._given) if self._given else tmp_path_factory.mktemp("scenario")
+
             with ThreadPoolExecutor(self._workers) as pool:
-                yield {name: pool.submit(self._functions[name], tmp_path_factory.mktemp("scenario")) for name in names}
+                yield {name: pool.submit(self._functions[name], given()) for name in names}
 
         return running
 
@@ -322,8 +331,8 @@ class Scenarios:
         return test_scenario
 
 
-def _with(function: Callable[..., None], values: tuple[Any, ...], top: Path) -> None:
-    function(top, *values)
+def _with(function: Callable[..., None], values: tuple[Any, ...], first: Any) -> None:
+    function(first, *values)
 
 
 class Job:
