@@ -50,6 +50,9 @@ class Xrootd(Protocol):
     def size(self, url: str, handle: Handle) -> int | None:
         """Bytes of a file; None if it is not there."""
 
+    def probe(self, url: str, handle: Handle) -> int | None:
+        """As `size`, of a file that was opened and of which a byte was read."""
+
     def checksum(self, url: str, kind: str, handle: Handle) -> dict[str, str]:
         """What the server says of the checksum, maybe of another type; empty if it has none."""
 

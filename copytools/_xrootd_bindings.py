@@ -84,6 +84,21 @@ class Bindings:
                 return None
             raise
 
+    def probe(self, url: str, handle: Handle) -> int | None:
+        """Bytes of a file that can be read."""
+        file = self._client.File()
+        talk = _Talk(handle, Direction.IN, url)
+        try:
+            talk.ask(file.open, url, self._flags.OpenFlags.READ, timeout=LONG)
+            talk.ask(file.read, 0, 1)
+            return int(talk.ask(file.stat).size)
+        except XrootdError as error:
+            if error.missing:
+                return None
+            raise
+        finally:
+            _close(file)
+
     def checksum(self, url: str, kind: str, handle: Handle) -> dict[str, str]:
         """What the server says."""
         server, path, opaque = split(url)

@@ -57,6 +57,13 @@ class Programs:
             raise Direction.OUT.fault("xrdfs stat gave no size")
         return int(found[1])
 
+    def probe(self, url: str, handle: Handle) -> int | None:
+        """Bytes of a file that can be read, by `xrdfs tail` of one byte."""
+        size = self.size(url, handle)
+        if size is not None:
+            self._run(handle, Direction.IN, url, ["xrdfs", split(url)[0], "tail", "-c", "1", _path(url)])
+        return size
+
     def checksum(self, url: str, kind: str, handle: Handle) -> dict[str, str]:
         """What the server says, by `xrdfs query checksum`."""
         path = _path(url)

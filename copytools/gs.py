@@ -94,6 +94,18 @@ class Gs(CopyTool):
             there = _head(self._blob(url))
             return Stored(url=url, size=there.size, checksums=there.checksums) if there else None
 
+    def probe(self, url: str, handle: Handle) -> Stored | None:
+        """Read the first byte of an object."""
+        with _faults(Direction.IN, url):
+            blob = self._blob(url)
+            there = _head(blob)
+            if there is None:
+                return None
+            if there.size:
+                ends = {"start": 0, "end": 0, "raw_download": True, "checksum": None}
+                blob.download_as_bytes(**ends, timeout=_TIMEOUT, retry=_retry())
+            return Stored(url=url, size=there.size)
+
     def remove(self, url: str, handle: Handle) -> None:
         """Delete an object."""
         from google.api_core.exceptions import NotFound

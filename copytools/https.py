@@ -93,19 +93,26 @@ class Https(RemoteTool):
         size: int | None = None
         for kind in kinds:
             handle.check()
-            with closing(self._web.request("HEAD", url, Direction.OUT, {"Want-Digest": kind})) as answer:
-                self._servers[_host(url)] = answer.headers.get("Server", "")
-                if answer.status in (404, 410):
-                    return None
-                if answer.status in (405, 501):
-                    return self._propfind(url)
-                _succeeded(answer, url, "HEAD")
-                length = answer.headers.get("Content-Length", "")
-                size = int(length) if length.isdigit() else None
-                found = parse_digest(answer.headers.get("Digest", ""))
-            if kind in found:
-                return Stored(url=url, size=size, checksums=found)
+            there = self._head(url, {"Want-Digest": kind})
+            if there is None or kind in there.checksums:
+                return there
+            size = there.size
         return Stored(url=url, size=size)
+
+    def probe(self, url: str, handle: Handle) -> Stored | None:
+        """GET of the first byte, if there is one: XRootD 5.5 promises it of an empty file, too."""
+        handle.check()
+        there = self._head(url, {})
+        if there is None or there.size == 0:
+            return there
+        handle.check()
+        headers = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
+        with closing(self._web.request("GET", url, Direction.IN, headers)) as answer:
+            if not 200 <= answer.status < 300:
+                raise HttpError(answer.status, Direction.IN, url, "GET")
+            with network_faults(Direction.IN, "GET", url):
+                answer.read(1, decode_content=False)  # a server without ranges sends all: that is left
+        return there
 
     def renames(self, url: str) -> bool:
         """False for a storage that has refused MOVE.
@@ -138,6 +145,18 @@ class Https(RemoteTool):
     def beside(self, url: str, suffix: str) -> str:
         """The URL of a name beside."""
         return escaped_beside(url, suffix)
+
+    def _head(self, url: str, headers: Mapping[str, str]) -> Stored | None:
+        with closing(self._web.request("HEAD", url, Direction.OUT, headers)) as answer:
+            self._servers[_host(url)] = answer.headers.get("Server", "")
+            if answer.status in (404, 410):
+                return None
+            if answer.status in (405, 501):
+                return self._propfind(url)
+            _succeeded(answer, url, "HEAD")
+            length = answer.headers.get("Content-Length", "")
+            found = parse_digest(answer.headers.get("Digest", ""))
+        return Stored(url=url, size=int(length) if length.isdigit() else None, checksums=found)
 
     def _propfind(self, url: str) -> Stored | None:
         with closing(self._web.request("PROPFIND", url, Direction.OUT, {"Depth": "0"})) as answer:

@@ -57,6 +57,10 @@ class ObjectStore(CopyTool):
         """Size and checksums of an object."""
         return self._for(url).stat(url, handle)
 
+    def probe(self, url: str, handle: Handle) -> Stored | None:
+        """Read the first byte of an object, if the tool for it can."""
+        return self._for(url).probe(url, handle)
+
     def remove(self, url: str, handle: Handle) -> None:
         """Delete an object."""
         self._for(url).remove(url, handle)

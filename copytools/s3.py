@@ -24,7 +24,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -119,6 +119,14 @@ class S3(CopyTool):
         with faults(Direction.OUT, url):
             there = self._object(url).head()
             return Stored(url=url, size=there.size, checksums=there.checksums) if there else None
+
+    def probe(self, url: str, handle: Handle) -> Stored | None:
+        """Read the first byte of an object."""
+        if self._is_presigned(url):
+            return presigned.stat(self._pool(), url)
+        with faults(Direction.IN, url):
+            there = self._object(url).first_byte()
+            return Stored(url=url, size=there.size) if there else None
 
     def remove(self, url: str, handle: Handle) -> None:
         """Delete an object."""
@@ -252,6 +260,22 @@ class _Object:
             if status_of(error) == 404:
                 return None
             raise
+
+    def first_byte(self) -> Told | None:
+        """As `head`, of an object that can be read."""
+        from botocore.exceptions import ClientError
+
+        there = self.head()
+        if there is None or not there.size:
+            return there
+        try:
+            with closing(self.client.get_object(**self.where, Range="bytes=0-0")["Body"]) as stream:
+                stream.read(1)
+        except ClientError as error:
+            if status_of(error) == 404:
+                return None
+            raise
+        return there
 
     def look(self) -> Told | None:
         """As `head`; but to those who may not list, Amazon does not tell what is not there from what they may not see.

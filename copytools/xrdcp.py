@@ -85,6 +85,11 @@ class Xrdcp(RemoteTool):
                 return Stored(url=url, size=size, checksums=found)
         return Stored(url=url, size=size)
 
+    def probe(self, url: str, handle: Handle) -> Stored | None:
+        """Open a file and read a byte of it."""
+        size = self._xrootd.probe(url, handle)
+        return None if size is None else Stored(url=url, size=size)
+
     def renames(self, url: str) -> bool:
         """False for a server that has refused it."""
         return _xrootd.split(url)[0] not in self._fixed

@@ -172,6 +172,14 @@ class CopyTool(ABC):
     def stat(self, url: str, handle: Handle) -> Stored | None:
         """Size and, where the storage knows them, checksums of `url`; None if there is no such file."""
 
+    def probe(self, url: str, handle: Handle) -> Stored | None:
+        """As `stat`, of a file that the payload reads where it is: open it and read a byte.
+
+        A storage may know a file that nobody may read, or whose disk is away. Where a tool cannot open a file without
+        copying it, to look has to do.
+        """
+        return self.stat(url, handle)
+
     @abstractmethod
     def remove(self, url: str, handle: Handle) -> None:
         """Delete `url`; not an error if it is not there."""

@@ -18,7 +18,7 @@ from pilot.staging.checksum import computable, differing, file_checksums, normal
 from pilot.staging.copytool import CopyTool, Handle, Stored, Transfer
 from pilot.staging.faults import Direction, of_os_error
 from pilot.staging.plan import Candidate
-from pilot.staging.result import StagedFile, shown
+from pilot.staging.result import StagedFile, shown, without
 from pilot.staging.toolbox import ToolBox
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Mover:
         checksum_types: that every output gets, and inputs too if they are several; the first is also asked for when an
             input has none in the catalogue.
         empty_outputs: outputs of no byte are good, too.
-        opens: look whether inputs that the payload reads over the network are there.
+        opens: open inputs that the payload reads over the network, to see whether it can.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Mover:
         )
 
     def _leave(self, candidate: Candidate, file: File, path: Path, handle: Handle) -> StagedFile:
-        """An input that the payload reads where it is; it must be there (1361), with the right size."""
+        """An input that the payload reads where it is; it must open there (1361), with the right size."""
         size = self._remote_size(candidate, handle) if self._opens else None
         if size is not None and file.size not in (None, size):
             raise _not_opened(candidate, f"has {size} bytes, not {file.size}", Trait.NEXT)
@@ -146,7 +146,7 @@ class Mover:
     def _remote_size(self, candidate: Candidate, handle: Handle) -> int | None:
         try:
             with _door(Direction.IN, candidate.tool):
-                seen = self._tools.get(candidate.tool).stat(candidate.url, handle)
+                seen = self._tools.get(candidate.tool).probe(candidate.url, handle)
         except PilotError as error:
             handle.check()  # a stop, and that it took too long, are told as they are
             raise _not_opened(candidate, error.detail, getattr(error, "trait", Trait.NEXT)) from error
@@ -235,7 +235,8 @@ class Mover:
 
 
 def _not_opened(candidate: Candidate, why: str, trait: Trait) -> TransferError:
-    return TransferError(Code.REMOTEFILECOULDNOTBEOPENED, f"{shown(candidate.url)}: {why}", trait)
+    where = shown(candidate.url)
+    return TransferError(Code.REMOTEFILECOULDNOTBEOPENED, f"{where}: {without(why, where)}", trait)
 
 
 @contextmanager

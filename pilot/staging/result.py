@@ -29,7 +29,8 @@ class Attempt:
     endpoint: str = ""
 
     def __str__(self) -> str:
-        return f"{self.tool} {shown(self.url)}: {self.error.diag}"
+        where = shown(self.url)
+        return f"{self.tool} {where}: {without(self.error.diag, where)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,6 +235,11 @@ def tried(attempts: Sequence[Attempt]) -> list[str]:
     """One line for each way that failed in another manner than before, with the number of its tries."""
     counts = Counter(str(attempt) for attempt in attempts)
     return [text if count == 1 else f"{text} ({count} tries)" for text, count in counts.items()]
+
+
+def without(text: str, url: str) -> str:
+    """What an error says, for those who have just been told the URL: tools name it, too, some twice."""
+    return text.replace(f"{url}: ", "").replace(f"{url} ", "")
 
 
 def gave_up(file: File, attempts: Sequence[Attempt]) -> FailedFile:

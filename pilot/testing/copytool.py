@@ -224,6 +224,24 @@ class CopyToolConformance(ABC):
         _must(tool.stat(self.remote_url("not-there"), WatchfulHandle()) is None, "stat of nothing must be None")
         _must(tool.stat(self.remote_url("no/such/dir"), WatchfulHandle()) is None, "stat of nothing must be None")
 
+    def test_probe_tells_size_and_absence(self, tool: CopyTool) -> None:
+        for name, data in (("opens", b"12345"), ("opens-empty", b"")):
+            self.store(name, data)
+            stored = tool.probe(self.remote_url(name), WatchfulHandle())
+            _must(stored is not None and stored.size == len(data), f"size must be {len(data)}: {stored}")
+            _true(stored, data)
+        _must(tool.probe(self.remote_url("not-there"), WatchfulHandle()) is None, "probe of nothing must be None")
+
+    def test_probe_of_a_forbidden_file_is_an_error(self, tool: CopyTool) -> None:
+        if type(tool).probe is CopyTool.probe:
+            _skip("this tool only looks")
+        self.store("secret", b"x")
+        if not self.forbid("secret"):
+            _skip("this storage cannot forbid a file to the tool here")
+        error = _error(lambda: tool.probe(self.remote_url("secret"), WatchfulHandle()))
+        _must(error.code is not Code.MISSINGINPUTFILE, "a forbidden file is not a missing one")
+        _must(_trait(error) is not Trait.RETRY, "the same again cannot help")
+
     def test_remove_can_be_repeated(self, tool: CopyTool) -> None:
         self.store("gone", b"x")
         tool.remove(self.remote_url("gone"), WatchfulHandle())

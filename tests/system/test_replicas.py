@@ -65,6 +65,10 @@ class Site:
                 place = urlsplit(self.rucio.pfn(rse, SCOPE, lfn)).path
                 self.xrootd.write(place.lstrip("/"), where[rse])
 
+    def close(self, rse: str, lfn: str) -> None:
+        """A file that the server can tell of, and that it may not read."""
+        (self.xrootd.data / urlsplit(self.rucio.pfn(rse, SCOPE, lfn)).path.lstrip("/")).chmod(0)
+
     def job(self, command: str, lfns: list[str], queue: str, **fields: Any) -> dict[str, Any]:
         """A job with those inputs and the output `out`."""
         number = len(lfns)
@@ -142,13 +146,16 @@ def test_a_job_without_a_good_replica_fails_and_its_report_says_what_was_tried(s
     assert "adler32 mismatch on input file" in first
     assert GOOD.lower() in second
     assert "9 bytes, not 10" in second
+    assert first.count("root://") == second.count("root://") == 1, "a URL is told once"
 
 
 def test_a_payload_reads_over_the_network_what_is_not_copied(site: Site) -> None:
     site.add("direct.1", **{GOOD: DATA})
+    site.add("closed.1", **{BAD: DATA, GOOD: DATA})
+    site.close(BAD, "closed.1")
     queue = site.queue("DIRECT", direct_access_lan=True)
     look = f"test ! -e direct.1 && cp PoolFileCatalog.xml out.DIRECT && {program('xrdcp')} -s direct.1 got && cat got"
-    job = site.job(f"{look} >> out.DIRECT", ["direct.1"], queue, transferType="direct")
+    job = site.job(f"{look} >> out.DIRECT", ["direct.1", "closed.1"], queue, transferType="direct")
     config = site.grid.top / "atlas.cfg"  # its queues and storages are CERN's
     config.write_text(
         f"[Information]\nqueues_url = {site.grid.server.url}/cache/{queue}.json\n"
@@ -156,17 +163,23 @@ def test_a_payload_reads_over_the_network_what_is_not_copied(site: Site) -> None
     )
     seen, text = site.run(job, "--pilot-user", "atlas", "--config", str(config))
     assert seen["state"] == "finished", text[-4000:]
-    turl = site.rucio.pfn(GOOD, SCOPE, "direct.1")
+    files = "".join(
+        f'  <File ID="4ACC5018-2EA3-B441-BC11-0C09928470{number:02d}">\n    <physical>\n'
+        f'      <pfn filetype="ROOT_All" name="{site.rucio.pfn(GOOD, SCOPE, lfn)}"/>\n    </physical>\n    <logical/>\n'
+        "  </File>\n"
+        for number, lfn in enumerate(["direct.1", "closed.1"])
+    )
     assert output(site, "out.DIRECT").decode() == (
         '<?xml version="1.0" ?>\n<!DOCTYPE POOLFILECATALOG SYSTEM "InMemory">\n<POOLFILECATALOG>\n'
-        '  <File ID="4ACC5018-2EA3-B441-BC11-0C0992847000">\n    <physical>\n'
-        f'      <pfn filetype="ROOT_All" name="{turl}"/>\n    </physical>\n    <logical/>\n  </File>\n'
-        "</POOLFILECATALOG>\n" + DATA.decode()
+        f"{files}</POOLFILECATALOG>\n{DATA.decode()}"
     )
-    assert [trace for trace in site.traces(job) if trace[1] == "direct.1"] == [
-        ("get_sm", "direct.1", BAD, "FAILED_REMOTE_OPEN"),
-        ("get_sm", "direct.1", GOOD, "FOUND_ROOT"),
-    ]
+    for lfn in ("direct.1", "closed.1"):  # the first replica is missing, and cannot be read
+        assert [trace for trace in site.traces(job) if trace[1] == lfn] == [
+            ("get_sm", lfn, BAD, "FAILED_REMOTE_OPEN"),
+            ("get_sm", lfn, GOOD, "FOUND_ROOT"),
+        ]
+    assert "closed.1: xrdcp" in seen["fields"]["pilot_log"], seen["fields"]["pilot_log"]
+    assert "permission denied" in seen["fields"]["pilot_log"]
 
 
 def test_an_output_and_a_log_go_to_another_storage_when_theirs_takes_nothing(site: Site) -> None:
