@@ -211,7 +211,7 @@ def a_tool_that_hangs_and_does_not_listen_does_not_hold_up_a_stop(top: Path, whe
 
 
 @scenario.for_each(
-    tool=({"copytools": {}, "acopytools": {}}, "copytool"),
+    tool=({"copytools": {}, "acopytools": {}}, "none for rucio"),  # the tool of a queue that names none
     known=({"copytools": {"no-such-tool": {}}, "acopytools": {"read_lan": ["no-such-tool"]}}, "no-such-tool"),
     storage=({"astorages": {}}, "storage"),
 )
