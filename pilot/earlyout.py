@@ -67,7 +67,7 @@ class EarlyOut:
         stop: Stop,
         keep: Callable[[StagingResult], None],
         *,
-        register: Callable[[], Awaitable[None]] | None = None,
+        register: Callable[[Stop], Awaitable[None]] | None = None,
         manifest: str = "",
         quiet: float = 10.0,
     ) -> None:
@@ -90,6 +90,7 @@ class EarlyOut:
         self._next = 0.0
         self._done: dict[str, tuple[StagedFile, Identity]] = {}
         self._listed: set[str] = set()
+        self._over = False
 
     async def __aenter__(self) -> Self:
         """From now on; enter before the payload is started."""
@@ -101,43 +102,53 @@ class EarlyOut:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """The payload is over. What is on its way goes on; if it failed, that ends."""
+        """The payload is over. What is on its way goes on, until `rest` or `give_up`."""
         self._watch.close()
         for timer in self._timers.values():
             timer.cancel()
-        if error is not None:
-            reason = error if isinstance(error, PilotError) else PilotError(Code.STAGEOUTFAILED, "the job has failed")
-            self._stop.request(reason, grace=1.0)
-            await self._settle()
-            self._parent.detach(self._stop)
 
-    async def rest(self, outputs: Sequence[File], forget: Callable[[File], None]) -> list[File]:
-        """What is left to send of the outputs, once the payload is over and well.
+    async def give_up(self) -> None:
+        """End what is still on its way, if the job has failed: nothing of it may arrive after the final report."""
+        if not self._over:
+            self._stop.request(PilotError(Code.STAGEOUTFAILED, "the job has failed"), grace=1.0)
+            await self._settle()
+
+    async def recall(self, outputs: Sequence[File], forget: Callable[[File], None]) -> None:
+        """Remove what has changed since it was sent, so that it is sent again.
 
         Args:
             outputs: all of them.
-            forget: takes back what was noted of a file whose copy is removed because it has changed.
+            forget: takes back what was noted of such a file.
 
         Raises:
             PilotError: STAGEOUTFAILED (1137), a file has changed that is in the catalogue already: who reads from there
                 must not find another file.
         """
-        await self._settle()
-        self._parent.detach(self._stop)
-        left = []
         for file in outputs:
-            if file.lfn not in self._done:
-                left.append(file)
-            elif self._has_changed(file.lfn):
-                staged, _ = self._done.pop(file.lfn)
+            if file.lfn in self._done and self._has_changed(file.lfn):
+                staged, _ = self._done[file.lfn]
+                if file.lfn in self._registered:
+                    detail = f"{file.lfn} changed after it was staged out and registered"
+                    raise PilotError(Code.STAGEOUTFAILED, detail)
+                del self._done[file.lfn]
+                forget(staged.file)  # first: who takes over from here must not take the old copy for the file
                 await self._take_back(staged)
-                forget(staged.file)
-                left.append(staged.file)
-        return left
+
+    async def rest(self, outputs: Sequence[File], forget: Callable[[File], None]) -> list[File]:
+        """What is left to send of the outputs, once the payload is over and well.
+
+        Args, errors: as for `recall`.
+        """
+        await self._settle()
+        await self.recall(outputs, forget)
+        return [file for file in outputs if file.lfn not in self._done]
 
     async def _settle(self) -> None:
         if self._moving:
             await asyncio.wait(list(self._moving.values()))
+        if not self._over:
+            self._over = True
+            self._parent.detach(self._stop)
 
     def _has_changed(self, lfn: str) -> bool:
         """A file that is gone was moved or cleaned up: its copy is good."""
@@ -145,9 +156,6 @@ class EarlyOut:
         return now is not None and now != self._done[lfn][1]
 
     async def _take_back(self, staged: StagedFile) -> None:
-        if staged.file.lfn in self._registered:
-            detail = f"{staged.file.lfn} changed after it was staged out and registered"
-            raise PilotError(Code.STAGEOUTFAILED, detail)
         logger.warning("%s changed after it was staged out: it is removed there and sent again", staged.file.lfn)
         try:
             await self._store.remove(staged.tool, staged.url, self._parent)
@@ -237,7 +245,7 @@ class EarlyOut:
                 return
             stored = set(self._done)
             try:
-                await self._register()
+                await self._register(self._stop)
             except PilotError as error:
                 logger.warning("%s is registered later: %s", lfn, error)
             else:

@@ -124,6 +124,8 @@ class JobRun:
         beating = asyncio.create_task(self._heartbeat.run())
         try:
             await self._attempt(self._work)
+            if self._outputs:
+                await _beside(self._outputs.give_up())
             await self._attempt(self._around.end)
             if self._payload:
                 await _beside(self._payload.remove())
@@ -311,7 +313,7 @@ class JobRun:
             self.outcome,
             keep=self._keep,
             note=self._note,
-            register=partial(self._register, Kind.OUTPUT, self.stop) if self._registrar else None,
+            register=partial(self._register, Kind.OUTPUT) if self._registrar else None,
         )
 
     # -------------------------------------------------------------------------------------------------- outputs and log

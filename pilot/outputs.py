@@ -54,7 +54,7 @@ class Outputs:
         outcome: Outcome,
         keep: Callable[[StagingResult], None],
         note: Callable[..., None],
-        register: Callable[[], Awaitable[None]] | None = None,
+        register: Callable[[Stop], Awaitable[None]] | None = None,
     ) -> None:
         self._bench = bench
         self._job = job
@@ -103,6 +103,11 @@ class Outputs:
         if self._early:
             await self._early.__aexit__(kind, error, trace)
 
+    async def give_up(self) -> None:
+        """End what was not waited for, since the job has failed. May be called of a good one, too."""
+        if self._early:
+            await self._early.give_up()
+
     async def stage_out(self, report: Callable[[], Report]) -> StagingResult:
         """Take out what is not out yet.
 
@@ -118,6 +123,8 @@ class Outputs:
             made = await self._stop.guard(in_thread(make_archives, self._job, self._workdir, self._stop.check))
             logger.info("archives made of outputs: %s", ", ".join(made) or "none")
         outputs = self._now()
+        if self._early:  # before the note is there: a later run takes what the journal has as stored
+            await self._early.recall(outputs, self._forget)
         if self._bench.settings.keep_undelivered:
             await self._take_custody(outputs, report())
         left = await self._early.rest(outputs, self._forget) if self._early else outputs

@@ -89,7 +89,7 @@ def test_a_link_in_the_place_of_an_output_is_not_followed(tmp_path: Path) -> Non
 
 def test_what_changed_is_removed_and_sent_again_unless_the_catalogue_knows_it(tmp_path: Path) -> None:
     async def scenario(registers: bool) -> list[str]:
-        async def register() -> None:
+        async def register(stop: Stop) -> None:
             pass
 
         out, engine, store = early(tmp_path, "a", register=register if registers else None)
@@ -112,7 +112,7 @@ def test_what_changed_is_removed_and_sent_again_unless_the_catalogue_knows_it(tm
 
 def test_a_catalogue_that_is_away_is_asked_later(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async def register() -> None:
+        async def register(stop: Stop) -> None:
             raise PilotError(Code.RUCIOSERVICEUNAVAILABLE, "away")
 
         out, engine, store = early(tmp_path, "a", register=register)
@@ -130,7 +130,7 @@ def test_files_that_arrive_while_the_catalogue_is_asked_are_registered_together(
     async def scenario() -> None:
         calls = []
 
-        async def register() -> None:
+        async def register(stop: Stop) -> None:
             calls.append(len(engine.sent))
             await asyncio.sleep(0.1)
 
@@ -143,6 +143,23 @@ def test_files_that_arrive_while_the_catalogue_is_asked_are_registered_together(
             await sent(engine, 4)
         assert await out.rest([File(lfn=name, kind=Kind.OUTPUT) for name in "abcd"], lambda file: None) == []
         assert calls == [1, 4]
+
+    asyncio.run(scenario())
+
+
+def test_a_job_that_fails_before_the_stage_out_waits_for_nothing_that_is_on_its_way(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async def register(stop: Stop) -> None:
+            await stop.guard(asyncio.sleep(60))
+
+        out, engine, _ = early(tmp_path, "a", register=register)
+        async with out:
+            (tmp_path / "t").write_text("one")
+            (tmp_path / "t").rename(tmp_path / "a")
+            await sent(engine, 1)
+        async with asyncio.timeout(2):
+            await out.give_up()
+            await out.give_up()
 
     asyncio.run(scenario())
 
