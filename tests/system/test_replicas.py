@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -83,9 +83,9 @@ class Site:
             "realDatasetsIn": ",".join(["a.dataset"] * number),
         }
 
-    def run(self, definition: dict[str, Any], *options: str) -> tuple[dict[str, Any], str]:
-        """Run a job; what the server knows of it, and what the pilot said."""
-        (job_id,) = self.grid.submit(definition)
+    def run(self, definition: dict[str, Any], *options: str, then: Sequence[Any] = ()) -> tuple[dict[str, Any], str]:
+        """Run a job, and others after it; what the server knows of the first, and what the pilot said."""
+        job_id, *_ = self.grid.submit(definition, *then)
         pilot = self.grid.pilot(*options, queue=definition["computingSite"], env=self.environ)
         pilot.wait(60)
         return self.grid.server.job(job_id), pilot.text
@@ -116,9 +116,11 @@ def test_a_job_takes_the_next_replica_when_one_is_wrong_or_missing_and_rucio_hea
     site.add("missing.1", **{GOOD: DATA})
     queue = site.queue("REPLICAS")
     job = site.job("cat wrong.1 missing.1 > out.REPLICAS", ["wrong.1", "missing.1"], queue)
-    seen, text = site.run(job)
+    again = site.job("cat missing.1", ["missing.1"], queue, outputs=[])
+    seen, text = site.run(job, "--input-cache", str(site.grid.top / "cache"), then=[again])
     assert seen["state"] == "finished", text[-4000:]
     assert output(site, "out.REPLICAS") == DATA * 2
+    assert ("get_sm", "missing.1", BAD, "ALREADY_DONE") in site.traces(again), text[-4000:]
     traces = site.traces(job)
     log = job["logFile"]
     assert sorted(traces) == sorted(

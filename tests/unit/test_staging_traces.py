@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -68,6 +69,17 @@ def test_a_trace_has_all_fields_of_pilot_3():
         "hostname": "node1", "ip": "", "suspicious": "0", "usrdn": user, "url": "root://a//f", "stateReason": "OK",
         "uuid": hashlib.md5(b"ppilot_9").hexdigest(), "taskid": 5, "pq": "Q", "scope": "s",
     }  # fmt: skip
+
+
+def test_an_input_from_the_cache_is_told_as_used_and_one_that_was_copied_is_not_told_twice():
+    made, sent = tracer()
+    copied = trial().staged
+    made.arrived(copied)
+    assert sent == []
+    made.arrived(replace(copied, tool="cache", url="/cache/xy", seconds=1.0))
+    (trace,) = sent
+    assert (trace["eventType"], trace["clientState"], trace["remoteSite"]) == ("get_sm", "ALREADY_DONE", "A")
+    assert (trace["filesize"], trace["timeEnd"] - trace["transferStart"], trace["url"]) == (10, 1.0, None)
 
 
 def test_a_failed_try_says_why_without_secrets():
