@@ -26,7 +26,7 @@ from pilot.version import __version__
 from pilot.wrap.factory import Factory
 from pilot.wrap.options import WrapOptions
 from pilot.wrap.setup import SetupError, after_sourcing, queue_variables, shown, site_files, with_whole_paths
-from pilot.wrap.supervise import StoppedError, Supervisor
+from pilot.wrap.supervise import StoppedError, Supervisor, put
 
 #: What Harvester makes of our exit status: a fault of the wrapper, a stuck pilot, missing software.
 FAULT, STUCK, SOFTWARE = 1, 2, 64
@@ -81,6 +81,7 @@ class Wrapper:
             self._say(f"FATAL: {error}")
             status = FAULT
         finally:
+            self._supervisor.rest()
             self._remove_scratch()
         self._factory.ended(status, time.monotonic() - self._started)
         self._say(f"wrapper ends with status {status}")
@@ -104,7 +105,7 @@ class Wrapper:
         self._say(f"pilot wrapper {__version__}, Python {platform.python_version()} at {sys.executable}")
         self._say(f"node {platform.node()}, {platform.platform()}, user {os.getuid()}, in {self._launch_dir}")
         self._say(f"called with {shlex.join(self._options.words)}")
-        print("\n".join(("---- environment ----", *shown(self._environ), "---------------------")), flush=True)
+        self._print("---- environment ----", *shown(self._environ), "---------------------")
 
     def _enter_workdir(self) -> Path:
         """The directory of the pilot, with what it needs from the one we were started in."""
@@ -202,11 +203,12 @@ class Wrapper:
         if not self._options.doctor:
             return None
         lines = examine(Patient(settings=settings, environ=self._environ))
-        print("\n".join(map(str, lines)), flush=True)
+        self._print(*map(str, lines))
         if worst(lines) is not Level.FAILURE:
             return None
         seconds = random.uniform(*BACK_OFF)
         self._say(f"this node is not fit for jobs: waiting {seconds:.0f} s, so that others take them")
+        self._supervisor.check()
         threading.Event().wait(seconds)  # a signal ends it: `StoppedError`
         bad = {line.name for line in lines if line.level is Level.FAILURE}
         return SOFTWARE if "cvmfs" in bad else FAULT
@@ -215,9 +217,10 @@ class Wrapper:
         words = list(self._options.pilot)
         if self._options.workflow == "OneToMany" and not settings.workdir:
             words += ["-a", str(workdir)]
-        top = Path(settings.workdir) if settings.workdir else None
+        top = workdir / settings.workdir if settings.workdir or "-a" in words else None
 
         def log(pid: int) -> Path:
+            """Where the pilot writes by now: with a work directory it makes one of its own there."""
             made = sorted(top.glob(f"PanDA_Pilot3_{pid}_*/pilotlog.txt")) if top else []
             return made[0] if made else workdir / "pilotlog.txt"
 
@@ -228,7 +231,7 @@ class Wrapper:
             self._environ,
             workdir,
             log=log,
-            stuck_after=self._options.stuck_after,
+            stuck_after=0.0 if settings.nopilotlog else self._options.stuck_after,
             copy=copy,
             beside=(lambda pid: self._ship(copy, pid)) if copy else None,
         )
@@ -261,4 +264,7 @@ class Wrapper:
         self._say(f"pandaids: {' '.join(ids[:_IDS])}" if ids else "no payload")
 
     def _say(self, text: str) -> None:
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} [wrapper] {text}", flush=True)
+        self._print(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} [wrapper] {text}")
+
+    def _print(self, *lines: str) -> None:
+        put("".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"))
