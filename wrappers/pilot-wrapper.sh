@@ -100,8 +100,8 @@ make_scratch() {
 
 # Fetch with Python, whose TLS is verified: curl may not be there. A URL needs a checksum: one that is given, or that of
 # the file SHA256SUMS beside it.
-fetch() {
-    "$python" -I - "$url" "$sum" "$scratch" <<'PYTHON' &
+# It is no here-document: those of bash before 5.1 are files in a TMPDIR that may be full.
+readonly FETCH='
 import hashlib, os, sys, tarfile, urllib.parse, urllib.request
 
 url, wanted, target = sys.argv[1:]
@@ -138,7 +138,10 @@ with tarfile.open(archive) as packed:
     packed.extractall(target, **safe)
 os.remove(archive)
 print(f"fetched {url}, SHA-256 {found}", file=sys.stderr)
-PYTHON
+'
+
+fetch() {
+    "$python" -I -c "$FETCH" "$url" "$sum" "$scratch" &
     child=$!
     wait "$child"
     local status=$?

@@ -1,5 +1,6 @@
 """`pilot-wrapper.sh` and the release archive, as a batch system starts them, on good and bad nodes."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -254,8 +255,12 @@ def test_a_full_tmp_is_passed_over(grid, wrapped, tmp_path):
     if not mounted:
         pytest.skip("no right to mount a small file system")
     try:
+        (small / "all").write_bytes(bytes((1 << 20) - 4096 * 2))
+        with open(small / "rest", "wb", buffering=0) as rest, contextlib.suppress(OSError):
+            while True:
+                rest.write(bytes(4096))
         grid.submit(grid.job())
-        pilot = wrapped(TMPDIR=str(small))
+        pilot = wrapped(TMPDIR=str(small), BASH_COMPAT="5.0")  # its here-documents are files, as those of EL 8 and 9
         assert pilot.wait() == 0, pilot.text
     finally:
         subprocess.run(["umount", small], check=True)
