@@ -1,8 +1,8 @@
 """Credentials over the life of a pilot: looked at before a job is taken, renewed while jobs run, kept from payloads.
 
 A token is renewed by the server (`get_access_token`) for whoever has its key; an X.509 proxy too (`getProxy`), for an
-experiment that names a role (PILOT3 7.7). Both are written anew in their place if we may write there, else in the
-pilot's own directory, always for our eyes only. Somebody else may renew them just as well: files are read again when
+experiment that names a role (PILOT3 7.7). Both are written anew in their place, a token in the pilot's own directory if
+we may not write there, always for our eyes only. Somebody else may renew them just as well: files are read again when
 they change.
 """
 
@@ -124,12 +124,19 @@ class Keeper:
         text = await self._payload_text(job)
         if text is None:
             return {}
-        path = self._scratch / f"x509-payload-{job.job_id}.proxy"
+        path = self._payload_file(job)
         await in_thread(write_private, path, text)
         end = await in_thread(certificate_end, path)
         if self._verify_payload_proxy and end is not None and end <= time.time():
             raise PilotError(Code.NOPROXY, f"the payload's proxy ended {_date(end)}")
         return {"X509_USER_PROXY": str(path)}
+
+    def forget(self, job: Job) -> None:
+        """Remove the payload's proxy: without a work directory it would lie where batch systems fetch files from."""
+        self._payload_file(job).unlink(missing_ok=True)
+
+    def _payload_file(self, job: Job) -> Path:
+        return self._scratch / f"x509-payload-{job.job_id}.proxy"
 
     async def _payload_text(self, job: Job) -> str | None:
         own = self._auth.certificate

@@ -155,6 +155,8 @@ class JobRun:
 
     def _remove_workdir(self) -> None:
         self._reserve.release()
+        if self.bench.credentials:
+            self.bench.credentials.forget(self.job)
         kept = self._outputs is not None and self._outputs.put_away()
         if self.bench.settings.cleanup and not kept and not self._kept:
             remove_tree(self.workdir)

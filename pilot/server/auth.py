@@ -21,6 +21,9 @@ TOKEN_VARIABLES = ("PANDA_AUTH_TOKEN", "OIDC_AUTH_TOKEN")
 ORIGIN_VARIABLES = ("PANDA_AUTH_ORIGIN", "OIDC_AUTH_ORIGIN")
 DIRECTORY_VARIABLES = ("PANDA_AUTH_DIR", "OIDC_AUTH_DIR")
 
+#: Name of a renewed token that could not take the place of the old one, in the pilot's own directory.
+RENEWED = "renewed_token"
+
 #: Largest token file read, bytes: a header of more than 8 kB is refused by common web servers.
 _TOKEN_LIMIT = 65536
 
@@ -93,7 +96,7 @@ class TokenFile:
             place = self.find()
             write_private(place, text)
         except (OSError, CredentialError):
-            place = scratch / "renewed_token"
+            place = scratch / RENEWED
             write_private(place, text)
             with self._lock:
                 self._places = [place, *(path for path in self._places if path != place)]
@@ -125,13 +128,15 @@ def write_private(path: Path, text: str) -> None:
     Raises:
         OSError: it cannot be written; the old one is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    import tempfile
+
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600; no other thread has the same
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with open(fd, "w") as file:
             file.write(text)
-        temporary.replace(path)
+        os.replace(name, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        os.unlink(name)
         raise
 
 

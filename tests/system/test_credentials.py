@@ -99,7 +99,7 @@ def test_a_token_is_renewed_by_the_server(grid, tmp_path, mounted):
             "PANDA_AUTH_ORIGIN": "vo",
             "PANDA_AUTH_TOKEN_KEY": str(tmp_path / "key"),
         }
-        pilot = pilot_with(grid, env=names)
+        pilot = pilot_with(grid, "-a", "", env=names)
         assert pilot.wait() == 0, pilot.text
     finally:
         if mounted:
@@ -108,6 +108,7 @@ def test_a_token_is_renewed_by_the_server(grid, tmp_path, mounted):
     assert "the credential is renewed" in pilot.text
     assert "the-key-of-the-token" not in pilot.text
     assert (tmp_path / "fresh").read_text() not in pilot.text
+    assert not (pilot.cwd / "renewed_token").exists()  # batch systems fetch what lies there
     if not mounted:
         assert file.read_text().strip() == (tmp_path / "fresh").read_text()
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -146,7 +147,7 @@ def test_a_user_s_payload_gets_the_user_s_proxy_and_not_ours(grid, proxies):
         'stat -c %a "$X509_USER_PROXY" >mode; cp "$X509_USER_PROXY" given; openssl x509 -noout -subject -in given >who'
     )
     (job_id,) = grid.submit(analysis(grid, command, outputs=["who", "mode"]))
-    pilot = pilot_with(grid, "-j", "user", env={"X509_USER_PROXY": str(proxies["lasting"])}, queue="USERS")
+    pilot = pilot_with(grid, "-a", "", "-j", "user", env={"X509_USER_PROXY": str(proxies["lasting"])}, queue="USERS")
 
     assert pilot.wait() == 0, pilot.text
     done = grid.job_of(job_id)
@@ -154,6 +155,7 @@ def test_a_user_s_payload_gets_the_user_s_proxy_and_not_ours(grid, proxies):
     assert "user" in done.path("who").read_text()
     assert done.path("mode").read_text() == "600\n"
     assert b"PRIVATE KEY" not in b"".join(done.log().values())
+    assert not list(pilot.cwd.glob("x509*"))  # batch systems fetch what lies there
 
 
 def test_a_payload_whose_proxy_has_ended_is_not_started(tmp_path, proxies):

@@ -260,7 +260,7 @@ def test_a_full_tmp_is_passed_over(grid, wrapped, tmp_path):
             while True:
                 rest.write(bytes(4096))
         grid.submit(grid.job())
-        pilot = wrapped(TMPDIR=str(small), BASH_COMPAT="5.0")  # its here-documents are files, as those of EL 8 and 9
+        pilot = wrapped(TMPDIR=str(small), BASH_COMPAT="5.0")  # its here-documents are files, as those of EL 8
         assert pilot.wait() == 0, pilot.text
     finally:
         subprocess.run(["umount", small], check=True)

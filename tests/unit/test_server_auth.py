@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from pilot.errors import Code, ServerError
-from pilot.server.auth import Auth, TokenFile, find_auth
+from pilot.server.auth import Auth, TokenFile, find_auth, write_private
 
 
 def bearer(auth: Auth) -> str:
@@ -126,3 +127,26 @@ def test_each_token_that_is_read_is_told_to_the_masker(tmp_path):
         file.token()
         file.token()
     assert [secret.reveal() for secret in told] == ["first-opaque-token", "second-opaque-token"]
+
+
+def test_two_threads_that_renew_at_once_do_not_disturb_each_other(tmp_path):
+    """The look before a job and the one while jobs run may both find that a token has ended."""
+    path, errors = tmp_path / "token", []
+
+    def renew(text: str) -> None:
+        for _ in range(100):
+            try:
+                write_private(path, text)
+            except OSError as error:
+                errors.append(error)
+
+    texts = ("a" * 50_000, "b" * 50_000)
+    threads = [threading.Thread(target=renew, args=[text]) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert path.read_text() in texts
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
