@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ssl
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pilot.doctor.check import Finding, Patient, failure, ok, warning
+from pilot.credentials import find_key
+from pilot.doctor.check import Finding, Level, Patient, failure, ok, warning
 from pilot.server.auth import CredentialError, TokenFile
 from pilot.server.expiry import certificate_end, token_end
 
@@ -20,7 +22,7 @@ def credential(patient: Patient) -> Finding | None:
     try:
         auth = patient.auth()
         if auth.token:
-            return _token(auth.token)
+            return _token(auth.token, patient)
         if auth.certificate:
             return _certificate(auth.certificate, patient)
     except CredentialError as error:
@@ -49,14 +51,30 @@ def authorities(patient: Patient) -> Finding:
     return ok(f"{named}: {count} files")
 
 
-def _token(file: TokenFile) -> Finding:
+def renews_token(patient: Patient) -> bool:
+    """Whether a pilot has the key to let its token be renewed, which it does before it asks for a job."""
+    named = patient.environ.get("PANDA_AUTH_TOKEN_KEY", "") if patient.settings.token_renewal else ""
+    directory = Path(patient.environ.get("PANDA_AUTH_DIR") or ".")
+    return find_key(named, [directory, patient.launch_dir, patient.workdir]) is not None
+
+
+def _token(file: TokenFile, patient: Patient) -> Finding:
     path = file.find()
-    return _judged(f"token {path}", path, token_end(file.token().reveal()), "renew it")
+    found = _judged(f"token {path}", path, token_end(file.token().reveal()), "renew it")
+    if found.level is Level.FAILURE and renews_token(patient):
+        return warning(found.found, "the pilot has its key, and will let it be renewed")
+    return _unlooked(found, patient)
 
 
 def _certificate(path: Path, patient: Patient) -> Finding:
     patient.tls(path).context()  # that it fits its key
-    return _judged(f"certificate {path}", path, certificate_end(path), "renew the proxy")
+    return _unlooked(_judged(f"certificate {path}", path, certificate_end(path), "renew the proxy"), patient)
+
+
+def _unlooked(found: Finding, patient: Patient) -> Finding:
+    """With `-t` the pilot does not look at the end of its credential, so that cannot keep it from jobs."""
+    excused = found.level is Level.FAILURE and not patient.settings.verify_proxy
+    return replace(found, level=Level.WARNING) if excused else found
 
 
 def _judged(what: str, path: Path, end: float | None, advice: str) -> Finding:

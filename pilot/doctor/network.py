@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 from pilot import plugins
 from pilot.assembly import make_tools
 from pilot.doctor.check import Finding, Once, Patient, failure, in_threads, ok, warning
+from pilot.doctor.credentials import renews_token
 from pilot.errors import PilotError, ServerError
 from pilot.queuedata import Queue, QueueInfo, check_active
 from pilot.server import legacy, v1
@@ -57,6 +58,8 @@ def server(patient: Patient) -> Finding | None:
             call.read(patient.ask(call.request()))
             return ok(f"{url} answers, legacy API")
     except ServerError as error:
+        if _is_refused(error) and renews_token(patient):
+            return warning(_without(url, error.detail), "the pilot has the token's key, and will let it be renewed")
         return failure(_without(url, error.detail), _server_advice(error))
 
 
@@ -136,9 +139,12 @@ def storages(patient: Patient) -> Finding | None:
     return failure(found, advice) if lost == endpoints and not proxied else warning(found, advice)
 
 
+def _is_refused(error: ServerError) -> bool:
+    return isinstance(error, CredentialError | AuthRefusedError)
+
+
 def _server_advice(error: ServerError) -> str:
-    is_refused = isinstance(error, CredentialError | AuthRefusedError)
-    if is_refused or " alert " in error.detail:  # how TLS tells that the server does not take our certificate
+    if _is_refused(error) or " alert " in error.detail:  # how TLS tells that the server does not take our certificate
         return "renew the token or the proxy; see PANDA_AUTH_TOKEN, PANDA_AUTH_ORIGIN and X509_USER_PROXY"
     if isinstance(error, NotServedError):
         return "this is no PanDA server: correct --url and -p"

@@ -227,6 +227,19 @@ def test_a_token_is_judged_by_its_end_and_its_mode_and_never_shown(tmp_path, lef
     assert token not in f"{finding}"
 
 
+@pytest.mark.parametrize(
+    ("options", "key", "level"), [((), "key", "warning"), (("-y",), "key", "failure"), (("-t",), "", "warning")]
+)
+def test_an_ended_token_that_will_be_renewed_or_is_nobody_s_care_keeps_no_pilot_from_jobs(
+    tmp_path, options, key, level
+):
+    (tmp_path / "token").write_text(jwt(time.time() - 60))
+    (tmp_path / "token").chmod(0o600)
+    (tmp_path / "key").write_text("k" * 20)
+    names = {"PANDA_AUTH_TOKEN": str(tmp_path / "token"), "PANDA_AUTH_TOKEN_KEY": str(tmp_path / key) if key else ""}
+    assert credentials.credential(patient(*options, environ=names)).level == level
+
+
 def test_a_token_file_that_is_missing_is_a_failure():
     assert credentials.credential(patient(environ={"PANDA_AUTH_TOKEN": "/nonexistent/t"})).level is Level.FAILURE
 
