@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,8 +34,9 @@ REQUEST, ATTRIBUTES, OUTPUTS, REPORT = (
     *("worker_requestjob.json", "worker_attributes.json"),
     *("event_status.dump.json", "jobReport.json"),
 )
-#: Pilot 3 touches the first at its end, Harvester's sweeper looks for the second.
-ENDS = ("kill_worker", "kill_worker.json")
+#: Touched at the end of a pilot. It is not `kill_worker.json`, by which Harvester ends the batch job: that may be about
+#: to send its log, or have other pilots in it.
+END = "kill_worker"
 #: Largest file with job definitions, bytes: one has some 100 kB at most.
 _LIMIT = 256 << 20
 #: Checksums that Harvester knows, the one it computes itself first.
@@ -77,6 +80,9 @@ class HarvesterServer:
         self.behind = behind
         self._exchange = exchange
         self._homes: dict[int, Path] = {}
+        self._unremoved: set[int] = set()
+        self._ended: set[int] = set()
+        self._lock = threading.Lock()
 
     async def acquire(self, request: JobRequest) -> list[RawJob]:
         """The next job that lies there; if there is none, Harvester is asked for one.
@@ -128,7 +134,8 @@ class HarvesterServer:
 
     def finish(self) -> None:
         """Tell Harvester that this worker takes no more jobs. A failure is a warning."""
-        for path in (self._exchange.access / name for name in ENDS) if self._exchange.access else ():
+        if self._exchange.access:
+            path = self._exchange.access / END
             try:
                 path.touch()
             except OSError as error:
@@ -137,17 +144,26 @@ class HarvesterServer:
     def _take(self) -> tuple[RawJob, Path] | None:
         """Take one job out of the first file that has one; the others stay there, for later or for the next pilot."""
         for path in self._files():
-            jobs = read_jobs(path)
-            if not jobs:
+            jobs = [job for job in read_jobs(path) if _job_id(job) not in self._unremoved]
+            if jobs:
+                by_id = {str(_job_id(job)): job for job in jobs}
+                _write(self._exchange.copies / "job_definition.json", by_id, mode=0o600)
+                self._strike_out(path, jobs[0], jobs[1:])
+                return jobs[0], path.parent
+            with suppress(OSError):
                 path.unlink()
-                continue
-            _write(self._exchange.copies / "job_definition.json", {str(_job_id(job)): job for job in jobs}, mode=0o600)
-            if rest := jobs[1:]:
-                _write(path, {str(_job_id(job)): job for job in rest}, mode=0o600)
+        return None
+
+    def _strike_out(self, path: Path, job: RawJob, rest: Sequence[RawJob]) -> None:
+        """Leave the others in the file. Where it cannot be written to, we remember whom we have taken."""
+        try:
+            if rest:
+                _write(path, {str(_job_id(other)): other for other in rest}, mode=0o600)
             else:
                 path.unlink()
-            return jobs[0], path.parent
-        return None
+        except (OSError, ServerError) as error:
+            logger.warning("job %d cannot be taken out of its file: %s", _job_id(job), error)
+            self._unremoved.add(_job_id(job))
 
     def _files(self) -> Iterator[Path]:
         """Files with definitions; with several jobs a worker Harvester makes a directory for each, named by its id."""
@@ -157,14 +173,29 @@ class HarvesterServer:
                 yield from (folder / name for name in JOB_FILES if (folder / name).is_file())
 
     def _report(self, report: Report) -> None:
+        """One after the other: an update that a slow file system has kept must not come after the final one."""
         home = self._homes.get(report.job_id) or self._exchange.access or self._exchange.copies
         attributes = self._exchange.attributes or home / ATTRIBUTES
-        _write(attributes, worker_attributes(report))
-        if report.state.final:
-            outputs = self._exchange.outputs or home / OUTPUTS
-            _write(outputs, {str(report.job_id): [output_entry(file) for file in _log_first(report.files)]})
+        with self._lock:
+            if report.job_id in self._ended and not report.state.final:
+                return
+            _write(attributes, worker_attributes(report))
+            if not report.state.final:
+                return
+            self._ended.add(report.job_id)
+            _add_outputs(self._exchange.outputs or home / OUTPUTS, report)
             if short := short_report(report.metadata):
                 _write(attributes.with_name(REPORT), short)
+
+
+def _add_outputs(path: Path, report: Report) -> None:
+    """Put the outputs of a job into the file, beside those of another one that Harvester has not taken yet."""
+    try:
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        known = {}
+    own = {str(report.job_id): [output_entry(file) for file in _log_first(report.files)]}
+    _write(path, {**known, **own} if isinstance(known, dict) else own)
 
 
 def read_jobs(path: Path) -> list[RawJob]:
@@ -272,11 +303,16 @@ def _write(path: Path, content: Mapping[str, Any], mode: int = 0o644) -> None:
     Raises:
         ServerError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    import tempfile
+
+    temporary = ""
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w") as file:
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # pilots on other nodes write, too
+        with open(fd, "w") as file:
+            os.fchmod(fd, mode)
             json.dump(content, file)
-        temporary.replace(path)
+        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.unlink(temporary)
         raise ServerError(f"{path}: {error.strerror}") from error

@@ -3,9 +3,11 @@
 `Messenger` does what `shared_file_messenger.py` of Harvester does with these files: same names, same renames.
 """
 
+import asyncio
 import json
 import os
 import signal
+import subprocess
 import time
 import urllib.request
 from pathlib import Path
@@ -14,7 +16,10 @@ from urllib.parse import urlencode
 import pytest
 
 from pilot.errors import ServerError
-from pilot.server.harvester import read_jobs
+from pilot.server.harvester import Exchange, HarvesterServer, read_jobs
+from pilot.server.offline import NoServer
+from pilot.server.report import FileReport, JobRequest, Report, State
+from pilot.stop import Deadline
 from tests.grid import Grid, until
 
 
@@ -98,7 +103,8 @@ def test_a_job_that_was_pushed_is_run_and_reported_to_the_server(grid, messenger
     assert not (messenger.access / "pandaJobData.out").exists()
     assert not (messenger.access / "HPCJobs.json").exists()
     assert not (messenger.access / "worker_attributes.json").exists()  # the server knows
-    assert {"kill_worker", "kill_worker.json"} <= {path.name for path in messenger.access.iterdir()}
+    assert (messenger.access / "kill_worker").exists()
+    assert not (messenger.access / "kill_worker.json").exists()  # Harvester would end the batch job
 
 
 def test_without_a_server_reports_are_files_as_harvester_reads_them(grid, messenger, tmp_path):
@@ -173,6 +179,49 @@ def test_jobs_of_one_file_are_taken_one_by_one_and_the_rest_is_not_lost(grid, me
     assert messenger.attributes(jobs[0])["jobStatus"] == "failed"
     left = json.loads((messenger.access / "HPCJobs.json").read_text())
     assert list(left) == [str(jobs[1]["PandaID"])]
+
+
+def test_the_outputs_of_a_job_stay_until_harvester_takes_them(tmp_path):
+    """Two jobs of a worker may end between two looks of Harvester."""
+    server = exchange(tmp_path)
+    for number in (1, 2):
+        asyncio.run(server.update(report(number, State.FINISHED), Deadline(5)))
+    known = json.loads((tmp_path / "event_status.dump.json").read_text())
+    assert {number: files[0]["path"] for number, files in known.items()} == {"1": "/x/f1", "2": "/x/f2"}
+
+
+def test_an_update_that_was_kept_does_not_come_after_the_final_one(tmp_path):
+    server = exchange(tmp_path)
+    for state in (State.RUNNING, State.FAILED, State.RUNNING):
+        asyncio.run(server.update(report(1, state), Deadline(5)))
+    assert json.loads((tmp_path / "worker_attributes.json").read_text())["jobStatus"] == "failed"
+
+
+def test_a_job_of_a_file_that_cannot_be_removed_is_run_once(tmp_path):
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    (inbox / "pandaJobData.out").write_text("PandaID=5&jobPars=x")
+    if subprocess.run(["mount", "--bind", inbox, inbox], check=False).returncode:
+        pytest.skip("no right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", inbox], check=True)
+        server = exchange(tmp_path, inbox)
+        request = JobRequest(queue="Q", computing_element="Q", label="managed", node="n")
+        taken = [asyncio.run(server.acquire(request)) for _ in range(2)]
+    finally:
+        subprocess.run(["umount", inbox], check=True)
+    assert taken == [[{"PandaID": "5", "jobPars": "x"}], []]
+
+
+def exchange(folder, *inboxes):
+    places = Exchange(inboxes=inboxes, access=folder, attributes=None, outputs=None, copies=folder, reports=True)
+    return HarvesterServer(places, NoServer(folder / "heartbeat.json"))
+
+
+def report(number, state):
+    name = f"f{number}"
+    file = FileReport(lfn=name, guid="g", size=1, checksums={"md5": "0"}, surl=f"file:///x/{name}", endpoint="E")
+    return Report(job_id=number, attempt=1, state=state, files=(file,))
 
 
 def test_another_job_is_asked_for_and_taken(grid, messenger):
