@@ -7,6 +7,7 @@ import json
 import signal
 import time
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +76,15 @@ def run(grid: Grid, definition: dict[str, Any], *more: str, **config: str) -> tu
     pilot = start(grid, definition, *more, **config)
     pilot.wait(60)
     return grid.job_of(definition["PandaID"]), pilot.text
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forsaken(place: Grid, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, Pilot]:
+    """A job whose pilot finds no server to register with: that takes 12 s, while the other tests run."""
+    kept = tmp_path_factory.mktemp("kept")
+    definition = job(place, queue(place)) | {"ddmEndPointIn": RSE}
+    nowhere = dict.fromkeys(("rucio_host", "auth_host"), "http://127.0.0.1:1")
+    return definition, kept, start(place, definition, "--keep-undelivered", str(kept), **nowhere)
 
 
 @pytest.mark.parametrize("tool", ["xrdcp", "rucio"])
@@ -166,29 +176,6 @@ def test_wrong_password_fails_the_job_and_is_not_told(place):
     assert "wrong-password" not in said + done.diag
 
 
-@pytest.mark.slow
-def test_server_that_goes_away_leaves_outputs_for_a_later_pilot(place, tmp_path):
-    definition = job(place, queue(place)) | {"ddmEndPointIn": RSE}
-    place.submit(definition)
-    kept = tmp_path / "kept"
-    options = ["--catalogue", "rucio", "--keep-undelivered", str(kept)]
-    dead = {
-        "RUCIO_CONFIG": str(place.rucio.client_config(rucio_host="http://127.0.0.1:1", auth_host="http://127.0.0.1:1"))
-    }
-    first = place.pilot(*options, queue=definition["computingSite"], env=dead)
-    first.wait(90)
-    assert place.job_of(definition["PandaID"]).state == "holding", first.text
-    journal = [json.loads(line) for path in kept.rglob("journal.jsonl") for line in path.read_text().splitlines()]
-    (left,) = [fact["lfns"] for fact in journal if fact["step"] == "unregistered" and len(fact["lfns"]) == 1][:1]
-    assert left == [definition["outFiles"].split(",")[0]]
-    alive = {"RUCIO_CONFIG": str(place.rucio.client_config())}
-    second = place.pilot(*options, queue=definition["computingSite"], env=alive)
-    second.wait(60)
-    assert place.job_of(definition["PandaID"]).state == "finished", second.text
-    for lfn, dataset in zip(definition["outFiles"].split(","), definition["realDatasets"].split(","), strict=True):
-        assert place.rucio.files(SCOPE, dataset) == [lfn]
-
-
 @pytest.mark.parametrize("phase", ["stagein", "stageout"])
 def test_stop_ends_a_question_to_a_server_that_hangs(place, phase):
     definition = job(place, queue(place))
@@ -205,3 +192,19 @@ def test_stop_ends_a_question_to_a_server_that_hangs(place, phase):
         assert pilot.wait(10) != 0
         assert time.monotonic() - sent < 4
     assert place.job_of(definition["PandaID"]).code == Code.SIGTERM, pilot.text
+
+
+def test_server_that_goes_away_leaves_outputs_for_a_later_pilot(place, forsaken):
+    definition, kept, first = forsaken
+    first.wait(90)
+    assert place.job_of(definition["PandaID"]).state == "holding", first.text
+    journal = [json.loads(line) for path in kept.rglob("journal.jsonl") for line in path.read_text().splitlines()]
+    (left,) = [fact["lfns"] for fact in journal if fact["step"] == "unregistered" and len(fact["lfns"]) == 1][:1]
+    assert left == [definition["outFiles"].split(",")[0]]
+    alive = {"RUCIO_CONFIG": str(place.rucio.client_config())}
+    options = ("--catalogue", "rucio", "--keep-undelivered", str(kept))
+    second = place.pilot(*options, queue=definition["computingSite"], env=alive)
+    second.wait(60)
+    assert place.job_of(definition["PandaID"]).state == "finished", second.text
+    for lfn, dataset in zip(definition["outFiles"].split(","), definition["realDatasets"].split(","), strict=True):
+        assert place.rucio.files(SCOPE, dataset) == [lfn]
