@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Template
 
 from pilot.masking import Masker
 
@@ -17,26 +19,37 @@ _PRIVATE = re.compile(r"PASS|SECRET|TOKEN$|TOKEN_VALUE|KEY$|CREDENTIAL|PROXYCONT
 #: Variables that name files, perhaps relative to where we were started.
 _FILES = ("PANDA_AUTH_TOKEN", "OIDC_AUTH_TOKEN", "PANDA_AUTH_TOKEN_KEY", "X509_USER_PROXY")
 #: What a shell does with a set-up file: its output is for people, the environment after it is for us.
-_SOURCE = 'file=$1; shift; . "$file" "$@" >&2 || exit; exec env -0'
+_SOURCE = 'strict=$1; file=$2; shift 2; . "$file" "$@" >&2 || [ -z "$strict" ] || exit 1; exec env -0'
 
 
 class SetupError(Exception):
     """A set-up file failed."""
 
 
-def after_sourcing(path: str, arguments: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+def after_sourcing(
+    path: str, arguments: Sequence[str], environ: Mapping[str, str], *, strict: bool = True
+) -> dict[str, str]:
     """The environment after a shell has sourced a file.
 
+    Args:
+        path: of the file.
+        arguments: for it.
+        environ: before.
+        strict: the status of its last command counts. Pilot 3's wrapper does not look at it, and many a site's file
+            ends with a test.
+
     Raises:
-        SetupError: it is not there, failed, or took too long.
+        SetupError: it is not there, failed, left the shell, or took too long.
     """
-    command = ["/bin/bash", "-c", _SOURCE, "setup", path, *arguments]
+    command = ["/bin/bash", "-c", _SOURCE, "setup", "strict" if strict else "", path, *arguments]
     try:
         done = subprocess.run(command, env=dict(environ), stdout=subprocess.PIPE, timeout=_PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SetupError(f"{path}: {error}") from error
     if done.returncode:
         raise SetupError(f"{path} ended with status {done.returncode}")
+    if not done.stdout:
+        raise SetupError(f"{path} has left the shell with status 0")
     rows = (row.partition("=") for row in os.fsdecode(done.stdout).split("\0") if row)
     return {name: value for name, mark, value in rows if mark and name not in ("_", "SHLVL")}
 
@@ -50,10 +63,21 @@ def site_files(environ: Mapping[str, str], cvmfs: str, site: str) -> list[tuple[
     return [(path, arguments) for path, arguments in files if os.path.isfile(path)]
 
 
-def queue_variables(text: str) -> dict[str, str]:
-    """The `KEY=VALUE` words of a queue's `environ`."""
-    pairs = (word.partition("=") for word in re.split(r"[\s,]+", text.removeprefix("export ")))
-    return {name: value.strip("'\"") for name, mark, value in pairs if mark and name.isidentifier()}
+def queue_variables(text: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a queue's `environ`, `KEY=VALUE` with spaces, commas or semicolons between them.
+
+    Values may be quoted and name variables, as for a shell; nothing else of one is carried out.
+    """
+    words = shlex.shlex(text, posix=True)
+    words.whitespace, words.whitespace_split, words.commenters = " \t\r\n;", True, ""
+    try:
+        parts = [part for word in words for part in re.split(r",(?=[A-Za-z_]\w*=)", word)]
+    except ValueError:  # a quote without its end
+        parts = text.split()
+    pairs = (part.partition("=") for part in parts)
+    return {
+        name: Template(value).safe_substitute(environ) for name, mark, value in pairs if mark and name.isidentifier()
+    }
 
 
 def with_whole_paths(environ: Mapping[str, str], launch_dir: Path) -> dict[str, str]:

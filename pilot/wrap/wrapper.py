@@ -20,6 +20,7 @@ from pathlib import Path
 from pilot.doctor.check import Level, Patient
 from pilot.doctor.examine import examine, worst
 from pilot.errors import Code
+from pilot.masking import Masker
 from pilot.queuedata import Queue
 from pilot.settings import Settings, SettingsError
 from pilot.version import __version__
@@ -35,6 +36,7 @@ BACK_OFF = (300.0, 900.0)
 #: Variables that a container around us keeps; all others are the image's.
 _KEPT = (
     *("APFCID", "APFFID", "APFMON_UDP", "GRID_GLOBAL_JOBHOST", "SCHEDD_NAME", "HARVESTER_ID", "HARVESTER_WORKER_ID"),
+    *("OIDC_AUTH_ORIGIN", "OIDC_AUTH_TOKEN", "PANDA_AUTH_DIR"),
     *("PANDA_AUTH_ORIGIN", "PANDA_AUTH_TOKEN", "PANDA_AUTH_TOKEN_KEY", "X509_USER_PROXY", "ATLAS_LOCAL_AREA", "TMPDIR"),
     *("RECOVERY_DIR", "GTAG", "PANDA_JSID", "PILOT_WRAPPER", "HARVESTER_PILOT_CONFIG", "_CONDOR_JOB_AD"),
     *(
@@ -104,7 +106,7 @@ class Wrapper:
     def _tell_node(self) -> None:
         self._say(f"pilot wrapper {__version__}, Python {platform.python_version()} at {sys.executable}")
         self._say(f"node {platform.node()}, {platform.platform()}, user {os.getuid()}, in {self._launch_dir}")
-        self._say(f"called with {shlex.join(self._options.words)}")
+        self._say(f"called with {Masker().mask(shlex.join(self._options.words))}")
         self._print("---- environment ----", *shown(self._environ), "---------------------")
 
     def _enter_workdir(self) -> Path:
@@ -170,7 +172,7 @@ class Wrapper:
 
     def _set_up(self, queue: Queue | None, experiment: str) -> None:
         if queue:
-            self._environ |= queue_variables(queue.environ)
+            self._environ |= queue_variables(queue.environ, self._environ)
         if experiment == "atlas" and not self._options.container:
             for path, arguments in site_files(self._environ, self._options.cvmfs, self._options.site):
                 self._source(path, arguments, needed=False)
@@ -182,7 +184,7 @@ class Wrapper:
     def _source(self, path: str, arguments: list[str], *, needed: bool) -> None:
         self._say(f"sourcing {shlex.join([path, *arguments])}")
         try:
-            self._environ = after_sourcing(path, arguments, self._environ)
+            self._environ = after_sourcing(path, arguments, self._environ, strict=needed)
         except SetupError as error:
             if needed:
                 raise
