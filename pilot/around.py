@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from pilot.bench import Bench
+from pilot.errors import Code, PilotError
 from pilot.experiment import Service
 from pilot.hooks import Hooks, JobHooks
 from pilot.job import File, Job
@@ -18,9 +20,10 @@ from pilot.option import words
 from pilot.outcome import Outcome
 from pilot.payload.environment import payload_environment
 from pilot.payload.process import PayloadProcess, output_paths, tail
+from pilot.processes import descendants, send
 from pilot.queuedata import Queue
 from pilot.removal import remove_tree
-from pilot.stop import Deadline, Stop, in_thread
+from pilot.stop import Deadline, Stop, in_thread, time_box
 
 logger = logging.getLogger(__name__)
 
@@ -80,11 +83,16 @@ class Around:
         """The hooks before a phase, and those after it if it went well.
 
         Raises:
-            PilotError: as `begin`.
+            PilotError: as `begin`. A stop after the stage-out is none: all is delivered.
         """
         await self._run_hooks(f"pre-{name}", self._stop)
         yield
-        await self._run_hooks(f"post-{name}", self._stop)
+        try:
+            await self._run_hooks(f"post-{name}", self._stop)
+        except PilotError as error:
+            if name != "stageout" or error is not self._stop.reason:
+                raise
+            logger.warning("a stop left no time for the hooks of post-stageout")
 
     async def end(self) -> None:
         """The last hooks, also of a job that failed or was stopped, and the end of services. May be called once.
@@ -92,19 +100,33 @@ class Around:
         Raises:
             PilotError: a hook failed.
         """
-        seconds = self._stop.deadline.remaining * _LAST_SHARE
-        while self._services:
-            await self._end(self._services.pop(), min(seconds, _STOP))
-        await self._run_hooks("end", Stop(), seconds)
+        late = PilotError(Code.COMMANDTIMEDOUT, "a stop left no more time for the last hooks and services")
+        try:
+            async with time_box(self._stop, late, lambda: self._stop.deadline.remaining * _LAST_SHARE) as box:
+                while self._services:
+                    await self._end(self._services.pop(), box)
+                await self._run_hooks("end", box)
+        except PilotError as error:
+            if error is not late:
+                raise
+            logger.warning("%s", late.detail)  # no good job fails for that
+        finally:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Nothing that was begun here stays: a hook after the payload may have left a daemon."""
+        processes = self._bench.processes
+        processes.keep([])
+        send(descendants(processes.adopted()), signal.SIGKILL)
 
     # ----------------------------------------------------------------------------------------------------------- hooks
 
-    async def _run_hooks(self, phase: str, stop: Stop, seconds: float = float("inf")) -> None:
+    async def _run_hooks(self, phase: str, stop: Stop) -> None:
         hooks = self._hooks
         if hooks is None or not hooks.hooks.directory:
             return
         try:
-            await hooks.run(phase, _masked(self._description(), self._bench.masker.mask), stop, seconds)
+            await hooks.run(phase, _masked(self._description(), self._bench.masker.mask), stop)
         finally:
             self.variables |= hooks.environment
             self._outcome.metrics |= hooks.metrics
@@ -152,15 +174,16 @@ class Around:
         status = ended.status if ended else None
         logger.info("service %s: exit status %s, sets %s", service.name, status, ", ".join(told) or "nothing")
 
-    async def _end(self, service: Service, seconds: float) -> None:
+    async def _end(self, service: Service, stop: Stop) -> None:
         process = self._launch(f"{service.name}_kill", service.stop)
         try:
-            async with asyncio.timeout(seconds):
-                await process.wait()
+            async with asyncio.timeout(_STOP):
+                await stop.guard(process.wait())
         except TimeoutError:
-            logger.warning("service %s did not stop in %.1f s", service.name, seconds)
-        self._bench.processes.keep([])
-        await process.stop(Deadline(2.0))
+            logger.warning("service %s did not stop in %.1f s", service.name, _STOP)
+        finally:
+            self._bench.processes.keep([])
+            await process.stop(Deadline(2.0))
         if service.directory:
             await in_thread(remove_tree, self._workdir / service.directory)
 

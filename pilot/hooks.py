@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from pilot.errors import Code, PilotError
 from pilot.processes import Processes, descendants, send, wait_exit
-from pilot.stop import Deadline, Stop, in_thread
+from pilot.stop import Stop, in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -81,23 +81,21 @@ class JobHooks:
     environment: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, str] = field(default_factory=dict)
 
-    async def run(self, phase: str, job: Mapping[str, Any], stop: Stop, timeout: float = float("inf")) -> None:
+    async def run(self, phase: str, job: Mapping[str, Any], stop: Stop) -> None:
         """Run the hooks of a phase, one after the other.
 
         Args:
             phase: one of `PHASES`.
             job: for their stdin, without secrets.
             stop: ends a hook at once.
-            timeout: seconds for all of them together, beside what each may take.
 
         Raises:
             PilotError: a hook failed, or the reason of the stop.
         """
-        deadline = Deadline(timeout)
         # In a thread: they may be far away, and a mount that hangs must not hang the pilot.
         for path in await stop.guard(in_thread(find_hooks, self.hooks.directory, phase)):
             try:
-                await stop.guard(self._run(path, phase, job, min(deadline.remaining, self.hooks.timeout)))
+                await stop.guard(self._run(path, phase, job, self.hooks.timeout))
             except OSError as error:  # no room for what it is told and says
                 raise _failure(phase, path, f"it cannot be run: {error.strerror}") from error
 

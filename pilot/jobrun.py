@@ -14,8 +14,8 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ from pilot.removal import remove_tree
 from pilot.reserve import Reserve
 from pilot.server.report import Reply, Report, State
 from pilot.staging.result import StagingResult
-from pilot.stop import Deadline, Stop, in_thread
+from pilot.stop import Deadline, Stop, in_thread, time_box
 from pilot.watch.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
@@ -338,7 +338,8 @@ class JobRun:
             return
         self._enter("log")
         self._revive_workdir()
-        async with self._time_box(LOG_TIMEOUT) as box:
+        late = PilotError(Code.LOGCREATIONTIMEOUT, "the time for the log is over")
+        async with time_box(self.stop, late, lambda: self._ledger.log, LOG_TIMEOUT) as box:
             await box.guard(in_thread(self._pack, log, box))
             self._keep(await self._take_log(log, box))
             await self._register(Kind.LOG, box)
@@ -378,22 +379,6 @@ class JobRun:
             check=box.check,
         )
         self._reserve.pack(lambda limit: make(file_limit=limit))
-
-    @asynccontextmanager
-    async def _time_box(self, seconds: float) -> AsyncIterator[Stop]:
-        """A stop of its own for work that goes on after the job's: it comes when the time for that work is over."""
-        box = Stop()
-
-        async def close() -> None:
-            if await self.stop.wait(seconds):
-                await self.stop.paced(lambda: asyncio.sleep(min(self._ledger.log, seconds)))
-            box.request(PilotError(Code.LOGCREATIONTIMEOUT, "the time for the log is over"), grace=1.0)
-
-        closing = asyncio.create_task(close())
-        try:
-            yield box
-        finally:
-            closing.cancel()
 
     # ---------------------------------------------------------------------------------------------------------- reports
 

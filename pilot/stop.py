@@ -10,7 +10,8 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from pilot.errors import PilotError
@@ -150,6 +151,32 @@ def _look_at(task: asyncio.Future[Any]) -> None:
     """Nobody need wait for an error any more; asyncio complains of one that was never looked at."""
     if not task.cancelled():
         task.exception()
+
+
+@asynccontextmanager
+async def time_box(
+    stop: Stop, late: PilotError, share: Callable[[], float], longest: float = math.inf
+) -> AsyncIterator[Stop]:
+    """A stop of its own for work that goes on after that of the job: it comes when the time for that work is over.
+
+    Args:
+        stop: the job's.
+        late: the reason of the other one.
+        share: how many of the seconds after the stop are for this work.
+        longest: seconds for it as long as nothing hurries.
+    """
+    box = Stop()
+
+    async def close() -> None:
+        if await stop.wait(longest):
+            await stop.paced(lambda: asyncio.sleep(min(share(), longest)))
+        box.request(late, grace=1.0)
+
+    closing = asyncio.create_task(close())
+    try:
+        yield box
+    finally:
+        closing.cancel()
 
 
 async def in_thread(work: Callable[..., T], *args: Any) -> T:

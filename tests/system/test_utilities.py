@@ -182,6 +182,15 @@ def a_stop_does_not_wait_for_a_hook(top: Path) -> None:
     assert "ran" not in done.files
 
 
+@scenario
+def a_stop_of_a_delivered_job_waits_for_no_hook_and_leaves_nothing_of_it(top: Path) -> None:
+    for phase in ("post_stageout", "end"):
+        (top / phase / "x").mkdir(parents=True)
+        place = hooks(top / phase, **{phase: f"setsid sleep 600 & echo $! > {top}/daemon; kill -TERM $PPID; sleep 600"})
+        done = ran(watched(top / phase / "x", "true", "--hooks", str(place), "--grace", "10"))
+        assert not Path("/proc", (top / "daemon").read_text().strip()).exists(), done.text
+
+
 # --- a service of the node
 
 ALRB = """

@@ -174,18 +174,3 @@ def test_one_without_its_interpreter_is_told(place, processes):
     hook(place, "10-odd", "").write_text("#!/no/such/interpreter\n")
     with pytest.raises(PilotError, match="hook 10-odd of pre-stagein: it cannot be run: No such file"):
         run(place, processes)
-
-
-def test_together_they_have_no_more_than_their_time(place, processes):
-    for number in range(4):
-        hook(place, f"{number}-slow", "sleep 0.3", phase="end")
-
-    async def main():
-        environ = {"PATH": os.environ["PATH"]}
-        hooks = Hooks(directory=str(place / "hooks"), timeout=60, processes=processes, environ=environ)
-        await JobHooks(hooks=hooks, workdir=place / "work").run("end", JOB, Stop(), 0.6)
-
-    started = time.monotonic()
-    with pytest.raises(PilotError, match="it was ended after"):
-        asyncio.run(main())
-    assert time.monotonic() - started < 3
