@@ -19,8 +19,9 @@ from tests.parts.podman import podman
 from tests.parts.release import release
 from tests.parts.rucio import rucio
 from tests.parts.s3 import s3_server
+from tests.parts.slurm import slurm
 
-__all__ = ["apptainer", "gcs_server", "htcondor", "image", "podman", "release", "rucio", "s3_server"]
+__all__ = ["apptainer", "gcs_server", "htcondor", "image", "podman", "release", "rucio", "s3_server", "slurm"]
 
 #: Fixtures of parts that take seconds to start.
 _HEAVY = ("rucio", "s3_server", "podman", "apptainer")

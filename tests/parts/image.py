@@ -1,4 +1,4 @@
-"""The image of `containers/Dockerfile`, built with podman on a base that is made from this machine: no registry is asked.
+"""The image of `containers/Dockerfile`, built with podman on a base made from this machine: no registry is asked.
 
 The base has what the official Python images have: Debian's Python, a shell and the small tools.
 """
@@ -28,8 +28,13 @@ _PACKAGES = (
 )
 _LEFT_OUT = ("/usr/share/doc/", "/usr/share/man/", "/usr/share/locale/", "/usr/lib/python3.11/test/")
 _LINKS = {
-    "bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64",
-    "usr/bin/python3": "python3.11", "usr/bin/sh": "dash", "usr/bin/awk": "mawk",
+    "bin": "usr/bin",
+    "sbin": "usr/sbin",
+    "lib": "usr/lib",
+    "lib64": "usr/lib64",
+    "usr/bin/python3": "python3.11",
+    "usr/bin/sh": "dash",
+    "usr/bin/awk": "mawk",
 }
 _FOLDERS = {"tmp": 0o1777, "proc": 0o555, "sys": 0o555, "dev": 0o755, "root": 0o700, "build": 0o755}
 _FILES = {
@@ -82,6 +87,6 @@ def _paths() -> Iterator[str]:
         cannot(f"the base image: {done.stderr.strip()}")
     for name in {*done.stdout.splitlines(), "/etc/ssl/certs/ca-certificates.crt"}:
         path = os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
-        if path.startswith(("/usr/", "/etc/ssl")) and os.path.lexists(path) and not path.startswith(_LEFT_OUT):
-            if os.path.islink(path) or not os.path.isdir(path):
-                yield path
+        is_ours = path.startswith(("/usr/", "/etc/ssl")) and not path.startswith(_LEFT_OUT)
+        if is_ours and (os.path.islink(path) or os.path.isfile(path)):
+            yield path

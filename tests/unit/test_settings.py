@@ -260,7 +260,6 @@ class TestLater:
         assert settings.warnings()[0].startswith("accepted, but not used yet: ")
         assert set(settings.later()) == {
             "--subscribe-to-msgsvc (message broker)",
-            "--pod (Kubernetes)",
             "--workflow (other workflows)",
             "--hpc-resource (other workflows)",
         }

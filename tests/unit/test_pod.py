@@ -1,0 +1,186 @@
+"""A pilot in a pod: variables as options, private copies of credentials, the queue of a pod, and who asks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pilot.alive import Alive
+from pilot.cli.main import main
+from pilot.job import Job
+from pilot.podmode import in_pod, show_job_dir
+from pilot.queuedata import QueueInfo
+from pilot.queuedata.queue import Queue
+from pilot.settings import Settings
+from pilot.watch.walltime import slot_seconds
+from pilot.wrap.mirror import Mirror
+from pilot.wrap.podenv import PodOptions, alive_socket
+
+#: What Harvester gives a pod of Rubin (PILOT3 9.2).
+HARVESTER = {
+    "computingSite": "SITE",
+    "pandaQueueName": "QUEUE",
+    "proxySecretPath": "/proxy/x509up",
+    "proxyContent": "$proxyContent",
+    "resourceType": "SCORE",
+    "prodSourceLabel": "test",
+    "jobType": "user",
+    "HARVESTER_ID": "H",
+    "workerID": "17",
+    "logs_frontend_w": "https://cache.example.org:25443/server/panda",
+    "logs_frontend_r": "https://cache.example.org/cache/",
+    "stdout_name": "",
+    "submit_mode": "PULL",
+    "TMPDIR": "/scratch",
+    "USE_REALTIME_LOGGING": "Yes",
+    "REALTIME_LOGGING_SERVER": "google-cloud-logging",
+    "REALTIME_LOGNAME": "Panda-PayloadLog",
+    "TERMINATION_GRACE_PERIOD_SECONDS": "45",
+}
+
+
+def settings_of(options: PodOptions) -> Settings:
+    return Settings.load(["--pilot-user", "rubin", *options.arguments], options.environ)
+
+
+def test_the_variables_of_harvester_are_options_of_the_pilot() -> None:
+    options = PodOptions.read([], HARVESTER)
+    settings = settings_of(options)
+    assert (settings.queue, settings.job_label, settings.jobtype) == ("QUEUE", "test", "user")
+    assert (settings.resource_type, settings.harvester_submitmode) == ("SCORE", "PULL")
+    assert settings.use_realtime_logging
+    assert settings.realtime_logging_server == "google-cloud-logging"
+    assert settings.realtime_logname == "Panda-PayloadLog"
+    assert settings.pod
+    assert settings.alive_socket == "/scratch/pilot-alive.sock"
+    assert settings.cacert == "/proxy/x509up"
+    assert options.environ["GTAG"] == "https://cache.example.org/cache/H_17.out"
+    assert options.environ["HARVESTER_WORKER_ID"] == "17"
+    assert (options.proxy, options.config_dir, options.grace) == ("", None, 45)
+    assert (options.log_url, options.log_name) == ("https://cache.example.org:25443/server/panda", "H_17.out")
+
+
+def test_a_proxy_in_a_variable_is_no_variable_of_the_pilot() -> None:
+    options = PodOptions.read([], {"pandaQueueName": "Q", "proxyContent": "one,two,three"})
+    assert options.proxy == "one\ntwo\nthree"
+    assert "proxyContent" not in options.environ
+
+
+def test_placeholders_that_nobody_filled_are_not_set() -> None:
+    options = PodOptions.read([], {name: f"${name}" for name in HARVESTER} | {"pandaQueueName": "Q", "TMPDIR": "/x"})
+    assert options.arguments == (
+        "--pod",
+        "--alive-socket",
+        "/x/pilot-alive.sock",
+        *("-q", "Q", "-r", "Q", "-j", "managed"),
+    )
+    assert {"X509_USER_PROXY", "GTAG"}.isdisjoint(options.environ)
+    assert options.log_url == ""
+
+
+def test_the_command_line_counts_more() -> None:
+    assert settings_of(PodOptions.read(["-q", "OTHER", "-j", "ptest"], HARVESTER)).queue == "OTHER"
+
+
+def test_live_logs_are_for_those_who_say_yes() -> None:
+    assert not settings_of(PodOptions.read([], HARVESTER | {"USE_REALTIME_LOGGING": "no"})).use_realtime_logging
+
+
+@pytest.mark.parametrize("environ", [{"TMPDIR": "/scratch"}, {"PILOT_ALIVE_SOCKET": "/x/y"}, {}])
+def test_the_probe_finds_the_socket_of_the_pilot(environ: dict[str, str]) -> None:
+    pilot = settings_of(PodOptions.read([], {"pandaQueueName": "Q", **environ}))
+    assert pilot.alive_socket == alive_socket(environ)
+
+
+def test_a_credential_that_others_can_read_has_a_private_copy_that_follows_it(tmp_path: Path) -> None:
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    for path in (shared, own):
+        path.write_text("1")
+    shared.chmod(0o440)
+    own.chmod(0o600)
+    with Mirror(tmp_path / "copies", look=0.02) as mirror:
+        copy = Path(mirror.add(str(shared)))
+        assert mirror.add(str(own)) == str(own)
+        assert mirror.add(str(tmp_path / "none")) == str(tmp_path / "none")
+        assert (copy.read_text(), copy.stat().st_mode & 0o777) == ("1", 0o600)
+        (tmp_path / "new").write_text("22")
+        (tmp_path / "new").rename(shared)
+        for _ in range(500):
+            if copy.read_text() == "22":
+                break
+            asyncio.run(asyncio.sleep(0.01))
+        assert (copy.read_text(), copy.stat().st_mode & 0o777) == ("22", 0o600)
+
+
+def info(**fields: object) -> QueueInfo:
+    record = {"nickname": "Q", "maxtime": 3600, "maxwdir": 2000, **fields}
+    return QueueInfo(queue=Queue.from_record(record, "Q"), record=record)
+
+
+def test_in_a_pod_the_lifetime_of_the_pilot_counts() -> None:
+    assert slot_seconds(info().queue, 7200)[0] == 3600
+    assert slot_seconds(in_pod(info(), {}).queue, 7200)[0] == 7200
+
+
+@pytest.mark.parametrize(("limit", "most"), [("", 2000), ("1200", 1000), ("100000", 2000)])
+def test_a_job_may_not_write_more_than_its_pod(limit: str, most: int) -> None:
+    found = in_pod(info(), {"storageLimitMiB": limit})
+    assert found.queue.maxwdir == most
+    assert found.overlaid({"corecount": 8}, {}).queue.maxwdir == most
+
+
+def test_the_directory_of_the_job_is_shown_to_other_containers(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        show_job_dir(tmp_path / name, {"SHARED_DIR": str(tmp_path)})
+        assert (tmp_path / "payload_workdir").readlink() == tmp_path / name
+    show_job_dir(tmp_path, {"SHARED_DIR": str(tmp_path / "none")})
+
+
+def test_who_asks_is_told_what_the_pilot_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "socket"
+
+    async def ask() -> tuple[int, int]:
+        alive = Alive(path)
+        serving = asyncio.create_task(alive.serve())
+        while not path.exists():
+            await asyncio.sleep(0.01)
+        alive.phase(Job(job_id=17, attempt=1), "payload")
+        answered = await asyncio.to_thread(main, ["alive", "--socket", str(path)])
+        assert path.stat().st_mode & 0o777 == 0o600
+        serving.cancel()
+        await asyncio.wait({serving})
+        return answered, await asyncio.to_thread(main, ["alive", "--socket", str(path)])
+
+    assert asyncio.run(ask()) == (0, 1)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("running for 0.")
+    assert "job 17: payload; 0 jobs before" in said[0]
+    assert said[1].startswith(f"no answer from a pilot at {path}")
+    assert not path.exists()
+
+
+def test_a_pilot_that_hangs_gives_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as hanging:
+        hanging.bind(str(tmp_path / "socket"))
+        hanging.listen()
+        assert main(["alive", "--socket", str(tmp_path / "socket"), "--patience", "0.1"]) == 1
+    assert "timed out" in capsys.readouterr().out
+
+
+def test_a_socket_that_cannot_be_made_is_no_end_of_a_pilot(tmp_path: Path) -> None:
+    asyncio.run(Alive(tmp_path / ("x" * 200)).serve())
+
+
+def test_the_state_is_json(tmp_path: Path) -> None:
+    alive = Alive(tmp_path / "socket")
+    assert json.loads(json.dumps(alive.status()))["state"] == "starting"
+    alive.waiting("no job yet", 60)
+    assert alive.status()["state"] == "waiting"
+    assert os.listdir(tmp_path) == []
