@@ -137,9 +137,9 @@ class OwnGroup(Group):
 
     def _removed(self) -> bool:
         left = False
-        for folder in dict.fromkeys(self.folders.values()):
+        for folder in self._all(topdown=False):
             try:
-                folder.rmdir()
+                os.rmdir(folder)
             except FileNotFoundError:
                 continue
             except OSError:
@@ -150,11 +150,17 @@ class OwnGroup(Group):
         """All of it at once where the kernel can (Linux 5.14), else one by one: nobody else is in a group we made."""
         if self.version == 2 and self._write("memory", "cgroup.kill", "1"):
             return
-        for pid in self.pids():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                continue
+        for folder in self._all():
+            for pid in _read(Path(folder, "cgroup.procs")).split():
+                try:
+                    os.kill(int(pid), signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    continue
+
+    def _all(self, topdown: bool = True) -> Iterator[str]:
+        """Its folders, and those below: a payload may have made groups itself, such as for a container."""
+        for folder in dict.fromkeys(self.folders.values()):
+            yield from (path for path, _, _ in os.walk(folder, topdown))
 
     def _write(self, controller: str, name: str, text: str) -> bool:
         folder = self.folders.get(controller)
@@ -321,14 +327,24 @@ def _is_delegated(folder: Path) -> bool:
 
 
 def _only_ours(pids: list[str]) -> bool:
-    """True if processes are ourselves, who started us, and who was started by us: they may be moved with us."""
+    """True if processes may be moved with us: who started us, who was started by us, and what runs beside us.
+
+    The last is what a wrapper starts for the pilot, such as one that sends the log away: in our process group.
+    """
     known = set(descendants([os.getpid()]))
     pid = os.getpid()
     while pid:
         known.add(pid)
         fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
         pid = int(fields[1]) if len(fields) > 1 else 0
-    return known.issuperset(map(int, pids)) and str(os.getpid()) in pids
+    return str(os.getpid()) in pids and all(pid in known or _is_beside_us(pid) for pid in map(int, pids))
+
+
+def _is_beside_us(pid: int) -> bool:
+    try:
+        return os.getpgid(pid) == os.getpgrp()
+    except ProcessLookupError:  # it has just ended
+        return True
 
 
 def _move(source: Path, target: Path) -> None:

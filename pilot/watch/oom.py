@@ -83,10 +83,12 @@ class OutOfMemory:
         group = self._group
         peak = (group.memory_peak or 0) >> 10 if group else 0
         peak = peak or peak_kb
-        own, slots = (group.memory_limit if group else None) or limit_kb << 10, self._slot.memory_limit
+        own, slots = (group.memory_limit if group else None) or limit_kb << 10, self._slot.memory_limit or 0
         parts = [f"peak {peak} kB"] if peak else []
-        if own or slots:
-            parts.append(f"limit {own >> 10} kB" if own else f"limit {(slots or 0) >> 10} kB of the slot")
+        if own and not 0 < slots < own:
+            parts.append(f"limit {own >> 10} kB")
+        elif slots:
+            parts.append(f"limit {slots >> 10} kB of the slot")
         return f": {', '.join(parts)}" if parts else ""
 
     def _victim(self, pids: set[int], mark: str) -> str:
@@ -94,7 +96,7 @@ class OutOfMemory:
         name = self._group.path_in("memory") if self._group else ""
         for line in _lines(self._log):
             by_group = _GROUP.search(line)
-            if by_group and (mark in by_group[1] if mark else name and by_group[1].rpartition("/")[2] == name):
+            if by_group and (mark in by_group[1] if mark else name and name in by_group[1].split("/")):
                 return f"{by_group[2]} (pid {by_group[3]})"
             by_pid = _KILLED.search(line)
             if by_pid and int(by_pid[1]) in pids:

@@ -111,6 +111,20 @@ def test_what_is_left_in_a_group_is_ended_with_it(tmp_path, parent, processes):
     assert not (parent / "job-5").exists()
 
 
+def test_groups_that_a_payload_made_are_ended_with_its_own(tmp_path, parent, processes):
+    group = Nest(str(parent)).make("job-7")
+    low = parent / "job-7" / "low" / "lower"
+    low.mkdir(parents=True)
+    left = processes.start(["/bin/sh", "-c", f"echo 0 > {low}/cgroup.procs; exec sleep 60"])
+    end = time.monotonic() + 5
+    while not (low / "cgroup.procs").read_text() and time.monotonic() < end:
+        time.sleep(0.01)
+    group.remove()
+    assert left.wait(5) == -9
+    processes.forget(left)
+    assert not (parent / "job-7").exists()
+
+
 def test_a_group_that_cannot_be_joined_does_not_keep_a_payload_from_running(tmp_path, parent, processes):
     group = Nest(str(parent)).make("job-6")
     group.remove()

@@ -61,6 +61,20 @@ def test_a_line_that_names_our_group_is_enough(tmp_path, log):
     assert error.detail == "the kernel killed cc1 (pid 7): peak 100 kB, limit 100 kB"
 
 
+def test_a_group_below_ours_is_ours_and_one_with_a_longer_name_is_not(tmp_path, log):
+    oom = watch(tmp_path, log, counts(tmp_path / "job", 1))
+    add(log, IN_GROUP.replace("/a/job", "/a/job2"))
+    assert oom.error([], killed=False).detail == "the kernel killed a process"
+    add(log, IN_GROUP.replace("/a/job", "/a/job/low"))
+    assert oom.error([], killed=False).detail == "the kernel killed cc1 (pid 7)"
+
+
+def test_the_limit_that_is_told_is_the_one_that_was_met(tmp_path, log):
+    slot = counts(tmp_path / "slot", 5, "51200")
+    oom = watch(tmp_path, log, counts(tmp_path / "job", 1, "102400", 48128), slot)
+    assert oom.error([], killed=False).detail.endswith("peak 47 kB, limit 50 kB of the slot")
+
+
 def test_the_count_of_our_group_is_enough_without_a_log(tmp_path):
     oom = watch(tmp_path, tmp_path / "no log", counts(tmp_path / "job", 1))
     assert oom.error([], killed=False, peak_kb=5).detail == "the kernel killed a process: peak 5 kB"
