@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ def watched(
     queue: Mapping[str, Any] | None = None,
     settings: str = "",
     environ: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
     **fields: Any,
 ) -> Watched:
     """Run a pilot with one job.
@@ -59,6 +60,7 @@ def watched(
         queue: what its queue has beside the usual.
         settings: lines for `[Pilot]` of its file.
         environ: variables for the pilot.
+        prefix: what runs the pilot.
         fields: of the job definition.
     """
     for name in ("files", "storage", "work"):
@@ -68,14 +70,17 @@ def watched(
     _write_records(top, queue or {})
     with DevServer(files=top / "files", adder_delay=0, record=top / "record.jsonl") as server:
         (job_id,) = server.submit([_definition(server.url) | fields])
-        _run_pilot(top, server.url, options, environ or {})
+        _run_pilot(top, server.url, options, environ or {}, prefix)
         job = server.job(job_id)
     return Watched(job, job["updates"][-1]["fields"], _pilot_log(top), _files(top), top)
 
 
-def _run_pilot(top: Path, url: str, options: tuple[str, ...], environ: Mapping[str, str]) -> None:
+def _run_pilot(
+    top: Path, url: str, options: tuple[str, ...], environ: Mapping[str, str], prefix: Sequence[str]
+) -> None:
     host, port = url.rsplit(":", 1)
     command = [
+        *prefix,
         *(sys.executable, "-m", "pilot.cli.main", "run", "-q", QUEUE, "-j", "managed", "--pilot-user", "generic"),
         *("-a", str(top / "work"), "--url", host, "-p", port, "-v", "1", "--config", str(top / "pilot.cfg")),
         *("--queuedata-url", f"{url}/cache/queue.json", "--storagedata-url", f"{url}/cache/storages.json"),
