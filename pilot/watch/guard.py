@@ -23,6 +23,7 @@ from pilot.settings import Settings, SettingsError
 from pilot.slotend import SlotEnd
 from pilot.stop import Deadline, in_thread
 from pilot.watch.disk import FreeSpace, WorkdirSize, workdir_limit
+from pilot.watch.gpu import GpuLook
 from pilot.watch.killfile import KillFile
 from pilot.watch.look import Look
 from pilot.watch.looping import Looping
@@ -90,7 +91,8 @@ class Guard:
         self.out_of_memory: PilotError | None = None
         self._oom = OutOfMemory(self._group, post.nest.slot)
         self._tally = Tally()
-        self._timeline = Timeline(post.workdir)
+        self._gpu = GpuLook(lambda: self._receivers(), post.environ)
+        self._timeline = Timeline(post.workdir, self._gpu)
         self._meter = choose_meter(post.settings.meter, self._group, post.environ)
         self._members: Callable[[], list[int]] = list
         self._receivers: Callable[[], list[int]] = list
@@ -118,7 +120,8 @@ class Guard:
         )
         takers = () if self._meter.writes_timeline else (self._timeline.add,)
         memory = Memory(self._meter, self._tally, self._limit, *takers)
-        return [memory, *self._disk(), *self._clock(), *self._behaviour()]
+        gpu = [self._gpu] if takers and self._gpu.works else []
+        return [memory, *gpu, *self._disk(), *self._clock(), *self._behaviour()]
 
     @property
     def hard_limit(self) -> int:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from pilot.watch.gpu import GpuLook
 from pilot.watch.meter import Sample, Tally
 
 logger = logging.getLogger(__name__)
@@ -22,15 +23,12 @@ TABLE, SUMMARY = "memory_monitor_output.txt", "memory_monitor_summary.json"
 #: Files that a meter leaves in the job directory, none of which is the payload's work.
 FILES = (TABLE, SUMMARY, f"{SUMMARY}_snapshot", f"{SUMMARY}_tmp")
 
-_COLUMNS = (
-    *("Time", "wtime", "nprocs", "nthreads", "utime", "stime", "pss", "rss", "swap", "vmem"),
-    *("rchar", "read_bytes", "wchar", "write_bytes"),
-)
 _MEMORY = ("pss", "rss", "swap", "vmem")
-_IO = {"rchar": "rchar", "wchar": "wchar", "read_bytes": "rbytes", "write_bytes": "wbytes"}
+_IO = {"rchar": "rchar", "read_bytes": "rbytes", "wchar": "wchar", "write_bytes": "wbytes"}
 
-#: Between two lines, s: a sixtieth of the run, so that short and long ones have as many; then prmon's interval.
-_PARTS, _LONGEST = 60, 60.0
+#: Between two lines, s: a sixtieth of the run, so that short and long ones have as many; then prmon's interval. Never
+#: less than a second: tools take `Time`, which is whole seconds, for the name of a line.
+_PARTS, _SHORTEST, _LONGEST = 60, 1.0, 60.0
 
 
 class Timeline:
@@ -38,12 +36,15 @@ class Timeline:
 
     Args:
         workdir: the job directory.
+        gpu: looks at GPUs; None, or without a program to ask, there is nothing of them in the files.
     """
 
-    def __init__(self, workdir: Path) -> None:
+    def __init__(self, workdir: Path, gpu: GpuLook | None = None) -> None:
         self._workdir = workdir
+        self._gpu = gpu if gpu is not None and gpu.works else None
         self._table: TextIO | None = None
         self._next = 0.0
+        self._began = 0.0
         self._peaks = {"nprocs": 0, "nthreads": 0}
         self._failed = False
 
@@ -52,7 +53,7 @@ class Timeline:
         self._peaks["nprocs"] = max(self._peaks["nprocs"], sample.processes)
         self._peaks["nthreads"] = max(self._peaks["nthreads"], sample.threads)
         if sample.processes and sample.seconds >= self._next and not self._failed:
-            self._next = sample.seconds + min(sample.seconds / _PARTS, _LONGEST)
+            self._next = sample.seconds + max(_SHORTEST, min(sample.seconds / _PARTS, _LONGEST))
             self._guarded(lambda: self._line(sample))
 
     def close(self, tally: Tally) -> None:
@@ -71,11 +72,9 @@ class Timeline:
             self._failed = True
 
     def _line(self, sample: Sample) -> None:
-        if self._table is None:
-            self._table = _create(self._workdir / TABLE)
-            self._table.write("\t".join(_COLUMNS) + "\n")
-        values = {
-            "Time": int(time.time()),
+        self._began = self._began or time.time() - sample.seconds
+        values: dict[str, int] = {
+            "Time": int(self._began + sample.seconds),
             "wtime": int(sample.seconds),
             "nprocs": sample.processes,
             "nthreads": sample.threads,
@@ -84,7 +83,11 @@ class Timeline:
             **{name: getattr(sample, name) for name in _MEMORY},
             **{name: getattr(sample, attribute) for name, attribute in _IO.items()},
         }
-        self._table.write("\t".join(str(values[name]) for name in _COLUMNS) + "\n")
+        values |= self._gpu.now() if self._gpu else {}
+        if self._table is None:
+            self._table = _create(self._workdir / TABLE)
+            self._table.write("\t".join(values) + "\n")
+        self._table.write("\t".join(map(str, values.values())) + "\n")
         self._table.flush()
 
     def _summary(self, tally: Tally, last: Sample) -> dict[str, Any]:
@@ -95,7 +98,12 @@ class Timeline:
         most |= {name: totals[attribute] for name, attribute in _IO.items()}
         mean: dict[str, Any] = {name: tally.average(name) for name in _MEMORY}
         mean |= {name: getattr(usage, f"rate_{attribute}") for name, attribute in _IO.items()}
-        return {"Max": most, "Avg": mean, "HW": {}, "prmon": {"Version": "pilot"}}
+        hardware: dict[str, Any] = {}
+        if self._gpu:
+            most |= self._gpu.most()
+            mean |= self._gpu.mean()
+            hardware = self._gpu.hardware()
+        return {"Max": most, "Avg": mean, "HW": hardware, "prmon": {"Version": "pilot"}}
 
 
 def _create(path: Path) -> TextIO:
