@@ -173,7 +173,11 @@ def _found(places: Iterable[Path]) -> list[Path]:
 async def deliver_all(bench: Bench, places: Iterable[Path], stop: Stop) -> int:
     """Deliver what is found; how many directories are left that could not be. Raises nothing."""
     left = 0
-    for folder in await in_thread(_found, list(places)):
+    try:
+        folders = await stop.guard(in_thread(_found, list(places)))  # where they are may hang
+    except PilotError:
+        return left
+    for folder in folders:
         if stop.requested:
             break
         try:
@@ -199,7 +203,7 @@ async def _deliver(bench: Bench, folder: Path, stop: Stop) -> bool:
         journal = Journal(folder / JOURNAL)
         try:
             if await Delivery(bench, folder, note, journal, stop).run():
-                await in_thread(remove_tree, folder)
+                await stop.guard(in_thread(remove_tree, folder))
                 return True
         finally:
             journal.close()
@@ -218,7 +222,7 @@ class Delivery:
 
     async def run(self) -> bool:
         """Stage out what is left, then report. True if there is nothing more to do."""
-        known = await in_thread(state, self._folder / JOURNAL)
+        known = await self._stop.guard(in_thread(state, self._folder / JOURNAL))
         job_id = self._note.job.job_id
         if not await self._is_wanted(known):
             logger.warning("job %d is over for the server: its outputs in %s are removed", job_id, self._folder)
