@@ -15,13 +15,15 @@ import pytest
 from pilot.errors import Code
 from pilot.queuedata import hash_path
 from tests.grid import _ACTIVITIES as ACTIVITIES
-from tests.grid import Grid, Job, Pilot
+from tests.grid import Grid, Job, Pilot, Scenarios
 from tests.parts.xrootd import server as xrootd_server
 
 #: Dots in scopes of users are directories in Rucio's layout as in Pilot 3's.
 SCOPE, RSE = "user.jobs", "JOBS_DISK"
 
 _NUMBERS = itertools.count()
+
+scenario = Scenarios(workers=3, given="place")
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +89,8 @@ def forsaken(place: Grid, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
     return definition, kept, start(place, definition, "--keep-undelivered", str(kept), **nowhere)
 
 
-@pytest.mark.parametrize("tool", ["xrdcp", "rucio"])
-def test_output_and_log_are_registered_with_their_datasets(place, tool):
+@scenario.for_each(xrdcp=("xrdcp",), rucio=("rucio",))
+def output_and_log_are_registered_with_their_datasets(place: Grid, tool: str) -> None:
     definition = job(place, queue(place, tool))
     done, said = run(place, definition)
     assert done.state == "finished", said
@@ -106,7 +108,8 @@ def test_output_and_log_are_registered_with_their_datasets(place, tool):
     ).read_bytes() == b"an input\n"
 
 
-def test_output_that_leaves_early_is_registered_while_the_payload_runs(place):
+@scenario
+def output_that_leaves_early_is_registered_while_the_payload_runs(place: Grid) -> None:
     early = {"pilot_early_stageout": "closed", "pilot_early_quiet": 0.1}
     definition = job(place, queue(place, params=early))
     output = definition["outFiles"].split(",")[0]
@@ -115,7 +118,7 @@ def test_output_that_leaves_early_is_registered_while_the_payload_runs(place):
     wait = f"{cat} tmp; mv tmp {output}; while [ ! -e go ]; do sleep 0.02; done"
     definition["jobPars"] = definition["jobPars"].replace(cat + output, wait)
     pilot = start(place, definition)
-    pilot.says(f"registered in rucio: {output}")
+    pilot.says(f"registered in rucio: {output}", 60)
     assert place.rucio.files(SCOPE, definition["realDatasets"].split(",")[0]) == [output]
     assert place.job_of(definition["PandaID"]).finals == []
     (workdir,) = place.work.glob(f"*/PanDA_Pilot-{definition['PandaID']}")
@@ -126,14 +129,16 @@ def test_output_that_leaves_early_is_registered_while_the_payload_runs(place):
     assert place.rucio.meta(SCOPE, output)["guid"] == done.files[output]["guid"].replace("-", "").lower()
 
 
-def test_nothing_is_registered_by_default(place):
+@scenario
+def nothing_is_registered_by_default(place: Grid) -> None:
     definition = job(place, queue(place, catchall=""))
     done, said = run(place, definition)
     assert done.state == "finished", said
     assert place.rucio.did(SCOPE, definition["logFile"]) is None
 
 
-def test_a_job_can_bring_the_wish(place):
+@scenario
+def a_job_can_bring_the_wish(place: Grid) -> None:
     definition = job(place, queue(place, catchall=""))
     definition["jobPars"] += """ --overwriteQueueData "{'catchall': 'register'}\""""
     done, said = run(place, definition)
@@ -141,7 +146,8 @@ def test_a_job_can_bring_the_wish(place):
     assert place.rucio.did(SCOPE, definition["logFile"]) is not None
 
 
-def test_tool_registers_where_its_options_say_so(place):
+@scenario
+def tool_registers_where_its_options_say_so(place: Grid) -> None:
     definition = job(place, queue(place, "rucio", {"no_register": False}, catchall=""))
     done, said = run(place, definition)
     assert done.state == "finished", said
@@ -149,7 +155,8 @@ def test_tool_registers_where_its_options_say_so(place):
         assert place.rucio.files(SCOPE, dataset) == [lfn]
 
 
-def test_setting_without_a_catalogue_fails_the_job_before_its_payload(place):
+@scenario
+def setting_without_a_catalogue_fails_the_job_before_its_payload(place: Grid) -> None:
     definition = job(place, queue(place))
     place.submit(definition)
     place.pilot(queue=definition["computingSite"]).wait(60)
@@ -158,7 +165,8 @@ def test_setting_without_a_catalogue_fails_the_job_before_its_payload(place):
     assert "no catalogue" in done.diag
 
 
-def test_name_that_the_catalogue_has_with_other_content_fails_the_job(place):
+@scenario
+def name_that_the_catalogue_has_with_other_content_fails_the_job(place: Grid) -> None:
     definition = job(place, queue(place))
     output = definition["outFiles"].split(",")[0]
     place.rucio.add_replica(RSE, SCOPE, output, size=9, adler32="ffffffff")
@@ -168,12 +176,17 @@ def test_name_that_the_catalogue_has_with_other_content_fails_the_job(place):
     assert place.rucio.did(SCOPE, definition["logFile"]) is not None, "the log is not to blame"
 
 
-def test_wrong_password_fails_the_job_and_is_not_told(place):
+@scenario
+def wrong_password_fails_the_job_and_is_not_told(place: Grid) -> None:
     place_queue = queue(place)
     definition = job(place, place_queue) | {"ddmEndPointIn": RSE}
     done, said = run(place, definition, password="wrong-password")
     assert (done.state, done.code) == ("failed", Code.STAGEOUTAUTHENTICATIONFAILURE), said
     assert "wrong-password" not in said + done.diag
+
+
+running = scenario.fixture()
+test_scenario = scenario.test()
 
 
 @pytest.mark.parametrize("phase", ["stagein", "stageout"])
