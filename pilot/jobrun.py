@@ -340,7 +340,7 @@ class JobRun:
         self._revive_workdir()
         late = PilotError(Code.LOGCREATIONTIMEOUT, "the time for the log is over")
         async with time_box(self.stop, late, lambda: self._ledger.log, LOG_TIMEOUT) as box:
-            await box.guard(in_thread(self._pack, log, box))
+            await box.guard(in_thread(self._pack, log, box, self._moved()))
             self._keep(await self._take_log(log, box))
             await self._register(Kind.LOG, box)
 
@@ -360,12 +360,16 @@ class JobRun:
                 self.workdir.mkdir()
             self.workdir.chmod(0o770)
 
-    def _pack(self, log: File, box: Stop) -> None:
-        experiment = self.bench.experiment
-        copy_maps(self.bench.main_dir, self.workdir)
+    def _moved(self) -> list[File]:
+        """What has a place of its own, and is not packed into the log."""
         moved = [*self.job.inputs, *self.job.outputs]
         with suppress(PilotError):  # of files that fail the job; the log shall tell it
-            moved += experiment.outputs(self.job, self.workdir)
+            moved += self.bench.experiment.outputs(self.job, self.workdir)
+        return moved
+
+    def _pack(self, log: File, box: Stop, moved: list[File]) -> None:
+        experiment = self.bench.experiment
+        copy_maps(self.bench.main_dir, self.workdir)
         make = partial(
             make_log_archive,
             self.workdir,

@@ -152,7 +152,7 @@ def find(matchers: Iterable[Matcher], streams: Mapping[str, Sequence[str]]) -> F
     """
     for trusted, rows in _parts(matchers):
         found = None
-        with _time_limit(None if trusted else _TIME) as in_time:
+        with time_limit(None if trusted else _TIME) as in_time:
             found = _find(rows, streams) if in_time else None
         if found:
             return found
@@ -187,7 +187,7 @@ class _OutOfTime(BaseException):
 
 
 @contextmanager
-def _time_limit(seconds: float | None) -> Iterator[bool]:
+def time_limit(seconds: float | None) -> Iterator[bool]:
     """End what takes too long, by SIGALRM: Python's regular expressions look for signals while they run.
 
     Yields:

@@ -16,9 +16,14 @@ from uuid import NAMESPACE_OID, uuid5
 from pilot.errors import Code, JobDefinitionError
 from pilot.job import File, Job
 from pilot.jobfields import checked_lfn
+from pilot.matchers import time_limit
 
 #: Marks an LFN that is a regular expression for the names of files.
 REGEX = "regex|"
+
+#: Seconds that all patterns of a job may take: there are regular expressions that take for ever, and nothing else of
+#: the pilot runs meanwhile. A good one takes 1 ms for 1000 files.
+_TIME = 2.0
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -46,17 +51,21 @@ def expanded(job: Job, workdir: Path, own: Collection[str]) -> tuple[File, ...]:
         own: names of the pilot's own files, which no pattern matches.
 
     Raises:
-        JobDefinitionError: BADOUTPUTFILENAME, a file that matches has a name that no storage takes.
+        JobDefinitionError: BADOUTPUTFILENAME, a file that matches has a name that no storage takes, or it takes too
+            long to find out; or this is not the main thread, where nothing could end that.
     """
     if not any(is_pattern(file.lfn) for file in job.outputs):
         return job.outputs
     named = {file.lfn for file in (*job.inputs, *job.outputs, *([job.log] if job.log else []))}
     left = {path.name for path in workdir.glob("*") if path.is_file()}.difference(own, named)
     found: dict[str, File] = {}
-    for file in job.outputs:
-        for match in _matches(file, workdir, sorted(left)):
-            found.setdefault(match.lfn, match)
-    return tuple(found.values())
+    with time_limit(_TIME) as in_time:
+        if in_time:
+            for file in job.outputs:
+                for match in _matches(file, workdir, sorted(left)):
+                    found.setdefault(match.lfn, match)
+            return tuple(found.values())
+    raise JobDefinitionError("outFiles", "its patterns take too long to match", Code.BADOUTPUTFILENAME)
 
 
 def is_pattern(lfn: str) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from pilot import patterns
 from pilot.errors import Code, JobDefinitionError
 from pilot.job import File, Job, Kind
 from pilot.patterns import check_patterns, expanded
@@ -90,3 +92,13 @@ def test_an_archive_holds_nothing_but_files_of_the_job_directory(tmp_path: Path,
 def test_a_zip_map_is_read_as_the_server_reads_it() -> None:
     assert parse("z.zip:a,b y.zip:c nonsense") == {"z.zip": ["a", "b"], "y.zip": ["c"]}
     assert parse("") == {}
+
+
+def test_a_pattern_that_takes_for_ever_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patterns, "_TIME", 0.1)
+    (tmp_path / ("a" * 60 + "b")).touch()
+    started = time.monotonic()
+    with pytest.raises(JobDefinitionError, match="take too long") as caught:
+        expanded(job("regex|^(a+)+$"), tmp_path, ())
+    assert caught.value.code is Code.BADOUTPUTFILENAME
+    assert time.monotonic() - started < 5

@@ -16,7 +16,12 @@ from pilot.stop import Stop
 
 def test_a_stop_does_not_wait_for_a_place_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
-    monkeypatch.setattr(undelivered, "find", lambda places: [] if gate.wait(10) else [])
+
+    def find(places: object) -> list[Path]:
+        gate.wait(10)
+        return []
+
+    monkeypatch.setattr(undelivered, "find", find)
 
     async def scenario() -> int:
         stop = Stop()
