@@ -16,6 +16,12 @@ COMMANDS = (
 )
 
 
+SIGNALS = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
+)
+
+
 def find_libraries() -> None:
     """Let Python find what the archive carries, for this machine and this Python; a site's own packages come later.
 
@@ -33,8 +39,8 @@ def main() -> "int | str":  # in quotes: older Pythons read this file too
     """Run a pilot, or another command of ours if the first word names one."""
     if sys.version_info < (3, 11):  # noqa: UP036 - this is who tells the user
         return f"pilot.py: Python >= 3.11 is needed, this is {sys.version.split()[0]}"
-    if sys.argv[1:2] == ["pod"]:  # process 1 loses signals that it neither blocks nor handles
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP))
+    if sys.argv[1:2] in (["pod"], ["wrap"]):  # a signal waits until somebody listens, who tidies up; process 1 loses it
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     find_libraries()
     try:
         import psutil  # noqa: F401

@@ -165,6 +165,5 @@ find_python || load_module || enter_container "$@" ||
 say "Python: $python"
 make_scratch
 get_pilot
-trap - TERM INT QUIT USR1 XCPU HUP
 export PILOT_WRAPPER="${PILOT_WRAPPER:-$(readlink -f "$0")}"  # to start it again in a container
 exec "$python" "$scratch/pilot3/pilot.py" wrap --scratch "$scratch" "$@"

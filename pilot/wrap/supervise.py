@@ -65,8 +65,12 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
 
     def rest(self) -> None:
-        """Take no notice of signals from now on: the end is near, and what it tidies up is to be done in full."""
+        """Take no notice of signals from now on: the end is near, and what it tidies up is to be done in full.
+
+        They are blocked, too: Python gives them back to the kernel before it exits, and the status would be theirs.
+        """
         self._resting = True
+        signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
 
     def check(self) -> None:
         """Raise again for a signal that came, since who runs a loop or a callback may have kept its error.

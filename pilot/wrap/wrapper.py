@@ -72,9 +72,9 @@ class Wrapper:
 
     def run(self) -> int:
         """Do all of it; the exit status."""
-        self._supervisor.listen()
-        self._factory.running()
         try:
+            self._supervisor.listen()
+            self._factory.running()
             status = self._run()
         except StoppedError as signal_name:
             self._say(f"stopped by {signal_name} before the pilot began")

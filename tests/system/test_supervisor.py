@@ -72,6 +72,20 @@ def test_a_second_signal_does_not_disturb_the_end(supervised):
     assert done.stdout == "tidied up\n", done.stderr
 
 
+def test_a_signal_at_the_very_end_does_not_change_the_status(supervised):
+    """Python gives signals back to the kernel before it runs the last destructors."""
+    done = supervised("""
+        class Last:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+        supervisor.rest()
+        last = threading.current_thread().last = Last()
+        del last
+        raise SystemExit(3)
+    """)
+    assert done.returncode == 3
+
+
 def test_a_signal_whose_error_was_kept_by_a_loop_is_not_forgotten(supervised):
     """asyncio logs what a callback raises, and goes on."""
     done = supervised("""

@@ -37,8 +37,8 @@ def wrapped(grid, release, tmp_path):
     """Starts the wrapper on the grid."""
     started = []
 
-    def start(*options, queue="Q", url=None, **environ):
-        words = grid.options(queue=queue)
+    def start(*options, queue="Q", url=None, without=(), **environ):
+        words = [word for word in grid.options(queue=queue) if word not in without]
         del words[words.index("-a") : words.index("-a") + 2]
         launch = tmp_path / f"launch-{len(started)}"
         (tmp_path / "tmp").mkdir(exist_ok=True)
@@ -149,6 +149,18 @@ def test_a_signal_before_the_pilot_ends_the_wrapper(grid, wrapped, tmp_path):
         pilot.signal()
         assert pilot.wait(5) == 1
     assert left(tmp_path) == []
+
+
+def test_a_signal_at_any_moment_before_the_pilot_leaves_nothing(wrapped, tmp_path):
+    """Such as while Python starts: what the script has made is removed by who comes after it."""
+    for moment in (0.0, 0.1, 0.2, 0.35, 0.6):
+        pilot = wrapped("--queuedata-url", "/nonexistent/queue.json", "--mute")
+        pilot.says("Python:")
+        time.sleep(moment)
+        pilot.signal()
+        pilot.signal(signal.SIGXCPU)
+        assert pilot.wait() == 1, pilot.text
+        assert left(tmp_path) == []
 
 
 def test_a_stuck_pilot_is_ended(grid, wrapped):
@@ -291,7 +303,7 @@ def test_an_expired_token_is_told(wrapped, grid, tmp_path):
 
     claims = base64.urlsafe_b64encode(json.dumps({"exp": int(time.time()) - 60}).encode()).decode().rstrip("=")
     (tmp_path / "token").write_text(f"eyJhbGciOiJub25lIn0.{claims}.c2ln\n")
-    pilot = wrapped(PANDA_AUTH_TOKEN=str(tmp_path / "token"), PANDA_AUTH_ORIGIN="panda_dev")
+    pilot = wrapped(PANDA_AUTH_TOKEN=str(tmp_path / "token"), PANDA_AUTH_ORIGIN="panda_dev", without=["-t"])
     pilot.says("this node is not fit")
     pilot.signal()
     assert pilot.wait(5) == 1
