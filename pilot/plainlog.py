@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 
 from pilot.bench import Bench
-from pilot.errors import Code
+from pilot.errors import Code, PilotError
 from pilot.job import File, Job
 from pilot.logarchive import PILOT_LOG, masked_copy
 from pilot.queuedata import QueueInfo, hash_path
@@ -29,9 +30,6 @@ from pilot.stop import Stop, in_thread
 logger = logging.getLogger(__name__)
 
 PATTERNS = ("payload*.*", "memory_monitor*.*")
-
-#: Where the masked copies are, in the job directory.
-_FOLDER = "plain_logs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +82,17 @@ class _Sender:
         self._bench = bench
         self._job = job
         self._workdir = workdir
-        self._folder = workdir / _FOLDER
+        self._folder = workdir
         self._stop = stop
         self._engine = bench.engine(info, job)
         self._store = bench.store(info, job)
 
     def copy(self, log_start: int) -> list[str]:
         """Make masked copies; their names. One that cannot be read is left out. Blocks."""
-        self._folder.mkdir()
+        try:  # a name of its own: a payload may have made any other
+            self._folder = Path(mkdtemp(prefix="plain_logs.", dir=self._workdir))
+        except OSError as error:
+            raise PilotError(Code.LOGFILECREATIONFAILURE, f"{self._workdir}: {error.strerror}") from error
         others = {file.lfn for file in (*self._job.inputs, *self._job.outputs)}
         names = sorted(set(os.listdir(self._workdir)) - others)
         wanted = [name for name in names if any(fnmatchcase(name, pattern) for pattern in PATTERNS)]

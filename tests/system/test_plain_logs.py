@@ -45,7 +45,7 @@ def run(grid: Grid, env: dict[str, str], dataset: str) -> Job:
     log = f"{uuid.uuid4()}.log.tgz"
     secrets = json.dumps({"password": SECRET})
     wanted: dict[str, Any] = {"realDatasets": dataset, "secrets": secrets, "ddmEndPointOut": "LOGS"}
-    (job_id,) = grid.submit(grid.job(f"echo hello; echo {SECRET}; echo oops >&2", log=log, **wanted))
+    (job_id,) = grid.submit(grid.job(f"mkdir plain_logs; echo hello; echo {SECRET}; echo oops >&2", log=log, **wanted))
     pilot = grid.pilot(env={"GTAG": "https://batch.example.org/log", **env})
     assert pilot.wait() == 0, pilot.text
     job = grid.job_of(job_id)
