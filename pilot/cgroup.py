@@ -71,6 +71,11 @@ class Group:
         return found.get("oom_kill")
 
     @property
+    def forks_refused(self) -> int | None:
+        """How often a process could not be made because there were as many as may be."""
+        return self._table("pids", "pids.events").get("max")
+
+    @property
     def cpu_seconds(self) -> float | None:
         """CPU seconds of all that ever ran in it."""
         if self.version == 2:

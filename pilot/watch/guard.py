@@ -223,7 +223,7 @@ class Guard:
         post, settings = self._post, self._post.settings
         looks: list[Look] = [KillFile(post.main_dir, post.workdir)]
         if settings.max_processes:
-            looks.append(ProcessCount(self._members, settings.max_processes))
+            looks.append(ProcessCount(self._members, settings.max_processes, self._forks_refused))
         if settings.looping_limit and post.job.looping_check:
             looks.append(
                 Looping(
@@ -235,6 +235,9 @@ class Guard:
                 )
             )
         return looks
+
+    def _forks_refused(self) -> int:
+        return (self._group.forks_refused if self._group else None) or 0
 
     def _explain(self) -> None:
         log_stacks(self._members(), self._post.environ.get("PATH"))

@@ -124,6 +124,9 @@ CASES = {
     "files in memory": Case(FILES),
     "files in memory, as a user": Case(FILES, wrapper=OWNED),
     "slowly more than the job may": Case(TELL + python(SLOWLY)),
+    "a fork bomb that tries for ever": Case(
+        "bomb() { bomb | bomb & }; bomb; wait; sleep 600", settings="max_processes = 40\ngrace = 5"
+    ),
     "a fork bomb": Case(python(BOMB), settings="max_processes = 40"),
     "what it used": Case(f"{python(USE)}\n{TELL}", maxrss=1000),
     "groups of its own": Case(LEAVES),
@@ -250,6 +253,12 @@ def test_a_fork_bomb_is_held_by_the_kernel(found: dict[str, Any]) -> None:
     seen = found["a fork bomb"]
     assert seen["code"] == 1344, seen["diag"]
     assert "exit status 1: fork: Resource temporarily unavailable" in seen["diag"]
+
+
+def test_a_fork_bomb_that_does_not_end_is_ended(found: dict[str, Any]) -> None:
+    seen = found["a fork bomb that tries for ever"]
+    assert seen["code"] == 1344, seen["diag"]
+    assert "tries to have more than the 40 processes that it may" in seen["diag"]
 
 
 def test_what_is_reported_is_what_the_group_counted(found: dict[str, Any]) -> None:

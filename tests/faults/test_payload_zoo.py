@@ -198,6 +198,25 @@ def a_fork_bomb_is_held_by_the_kernel_or_ended_by_the_look(top: Path) -> None:
 
 
 @scenario
+def a_fork_bomb_that_tries_for_ever_is_ended(top: Path) -> None:
+    """A shell does: held by the kernel it never has too many, and never ends."""
+    group = Path("/sys/fs/cgroup/pids") / f"pilot-zoo-{os.getpid()}-shell"
+    try:
+        group.mkdir()
+    except OSError as error:
+        cannot(f"no control group of version 1 that counts processes can be made: {error}")
+    (top / "x").mkdir()
+    try:
+        bomb = "bomb() { bomb | bomb & }; bomb; wait; sleep 600"
+        done = watched(top / "x", bomb, "--cgroup", str(group), "--grace", "6", settings="max_processes = 40")
+    finally:
+        assert [path for path in group.iterdir() if path.is_dir()] == []
+        group.rmdir()
+    assert done.code == 1344, (done.diag, done.log[-3000:])
+    assert "tries to have more than the 40 processes that it may" in done.diag
+
+
+@scenario
 def a_payload_that_fills_a_small_disk_and_goes_on_is_ended_with_its_log(top: Path) -> None:
     with Grid(top / "grid") as grid:
         mount = f'mount -t tmpfs -o size=64m none {grid.work} && exec "$@"'

@@ -174,6 +174,14 @@ class TestOthers:
         code, text = error(ProcessCount(lambda: [1] * 21, 20))
         assert (code, text) == (Code.RESOURCEUNAVAILABLE, "the payload has 21 processes, the limit is 20")
 
+    def test_too_many_that_are_wanted_again_and_again_are_too(self):
+        refused = iter([1, 1, 1, 2, 2, 5, 6, 7, 9])
+        times = iter([0.0, 1.0, 40.0, 41.0, 45.0, 46.0, 47.0, 48.0, 49.0])
+        look = ProcessCount(lambda: [1] * 2, 20, lambda: next(refused), lambda: next(times))
+        assert [look.look() for _ in range(3)] == [1, 1, 1]  # one moment long before counts no more
+        assert [look.look() for _ in range(5)] == [1] * 5
+        assert error(look)[1] == "the payload tries to have more than the 20 processes that it may: 9 were refused"
+
 
 TYPES = [
     {"resource_name": "SCORE", "maxrampercore": 2000},
