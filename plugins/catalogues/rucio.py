@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from copytools._remote import local_faults
 from copytools._rucio import HINT, RucioError, RucioProgram, allows_http
 from pilot.errors import Code, PilotError
 from pilot.job import File
@@ -85,7 +86,8 @@ class Rucio(Catalogue):
     def _ask(self, handle: Handle, direction: Direction, action: str, **arguments: Any) -> Any:
         if why := self._rucio.unavailable():
             raise RucioError.missing(why)
-        return self._rucio.ask(handle, direction, action, **arguments)
+        with local_faults(direction, f"rucio {action}"):  # a disk that the payload filled keeps no request
+            return self._rucio.ask(handle, direction, action, **arguments)
 
 
 def _replicas(entry: Mapping[str, Any]) -> tuple[Replica, ...]:
