@@ -84,9 +84,10 @@ class LogShip:
 
     def follow(self, path: Path, start: int = 0) -> None:
         """Send the lines of a file, from byte `start` of it as it is now; or all, when it is made."""
-        name = str(path.relative_to(self._top)) if path.is_relative_to(self._top) else path.name
+        inside = path.is_relative_to(self._top)
+        name = str(path.relative_to(self._top)) if inside else path.name
         if name not in self._tails:
-            self._tails[name] = Tail(path, self._masker.stream(), start)
+            self._tails[name] = Tail(path, self._masker.stream(), start, self._top if inside else None)
             if self._notice:
                 self._notice.poke()
 

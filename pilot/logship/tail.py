@@ -46,10 +46,12 @@ class Tail:
             leads out of the job directory.
         mask: hides secrets.
         start: bytes of the file, as it is now, that are passed over.
+        top: the job directory: on the way from there to the file no link is followed. None for a file of our own.
     """
 
-    def __init__(self, path: Path, mask: Mask, start: int = 0) -> None:
+    def __init__(self, path: Path, mask: Mask, start: int = 0, top: Path | None = None) -> None:
         self.path = path
+        self._real = os.path.join(os.path.realpath(top), path.relative_to(top)) if top else ""
         self._mask = mask
         self._start = start
         self._fd: int | None = None
@@ -88,7 +90,8 @@ class Tail:
         except OSError:
             return False
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
+        led_away = self._real and os.readlink(f"/proc/self/fd/{fd}") != self._real
+        if led_away or not stat.S_ISREG(status.st_mode):
             os.close(fd)
             return False
         self._inode = status.st_dev, status.st_ino

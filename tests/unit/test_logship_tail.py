@@ -132,3 +132,16 @@ def test_nothing_is_lost_or_doubled_however_it_is_written(tmp_path_factory, piec
         expected.pop()
     assert len(found) == len(expected)
     assert [line.number for line in found] == list(range(1, len(found) + 1))
+
+
+def test_no_link_on_the_way_to_a_file_of_a_job_is_followed(tmp_path):
+    job, host = tmp_path / "job", tmp_path / "host"
+    for place in (job / "inside", host):
+        place.mkdir(parents=True)
+        (place / "log").write_text("a line\n")
+    (job / "sub").symlink_to(host)
+    (tmp_path / "linked").symlink_to(job)
+    assert Tail(job / "sub" / "log", Masker().stream(), top=job).read() == []
+    assert texts(Tail(tmp_path / "linked" / "inside" / "log", Masker().stream(), top=tmp_path / "linked").read()) == [
+        "a line"
+    ]
