@@ -90,7 +90,7 @@ def only_the_file_left(folder: Path, *names: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_input_that_hangs_is_ended_soon_and_leaves_nothing(way, remote, tmp_path):
-    place = Through(way, remote, tmp_path, pace=PaceLimits(idle=1.0))
+    place = Through(way, remote, tmp_path, pace=PaceLimits(idle=0.5))
     with place.proxy():
         result, seconds = place.run(Kind.INPUT)
     assert (result.error.code, result.error.trait) == (Code.STAGEINTIMEOUT, Trait.RETRY)
@@ -102,7 +102,7 @@ def test_an_input_that_hangs_is_ended_soon_and_leaves_nothing(way, remote, tmp_p
 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_input_that_trickles_is_given_up(way, remote, tmp_path):
-    place = Through(way, remote, tmp_path, pace=PaceLimits(idle=60, speed=20 << 20, window=1.0))
+    place = Through(way, remote, tmp_path, pace=PaceLimits(idle=60, speed=20 << 20, window=0.5))
     with place.proxy(speed=4 << 20):
         result, seconds = place.run(Kind.INPUT)
     assert (result.error.code, result.error.trait) == (Code.STAGEINTIMEOUT, Trait.NEXT)
@@ -120,7 +120,7 @@ def test_a_slow_start_is_no_reason_to_end_a_transfer(remote, tmp_path):
         call = asyncio.ensure_future(
             place.engine.stage_in([File(lfn="big", kind=Kind.INPUT, size=BIG)], tmp_path, Stop())
         )
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(0.6)
         proxy._slow = 0
         with proxy:
             return await call
@@ -143,7 +143,7 @@ def test_a_connection_that_hangs_is_not_that_of_the_next_try(remote, tmp_path):
 def test_an_output_that_hangs_is_ended_soon(way, xrootd, tmp_path):  # noqa: F811
     with open(tmp_path / "big", "wb") as file:
         file.truncate(BIG)
-    place = Through(way, xrootd, tmp_path, pace=PaceLimits(idle=1.0))
+    place = Through(way, xrootd, tmp_path, pace=PaceLimits(idle=0.5))
     with place.proxy():
         result, seconds = place.run(Kind.OUTPUT)
     assert result.error.code is Code.STAGEOUTTIMEOUT
@@ -153,7 +153,7 @@ def test_an_output_that_hangs_is_ended_soon(way, xrootd, tmp_path):  # noqa: F81
 
 def test_a_storage_that_hangs_does_not_block_another(remote, tmp_path):
     remote.write("small", b"data")
-    place = Through("https", remote, tmp_path, pace=PaceLimits(idle=1.5), parallel=2)
+    place = Through("https", remote, tmp_path, pace=PaceLimits(idle=0.8), parallel=2)
     with place.proxy():
         slow, quick = place.url, remote.http_url + "/"
         place.sources = lambda file: [

@@ -26,7 +26,7 @@ from tests.parts.xrootd import XrootdServer, server
 ROOT = Path(__file__).parents[2]
 DATA = b"0123456789" * 100_000
 
-#: What runs in each process: one get or put by a tool; its answer as JSON.
+#: What runs in each process: gets and puts by a tool, one after the other; a line of JSON for each.
 _DRIVER = """
 import json, sys
 from pathlib import Path
@@ -41,19 +41,20 @@ from pilot.staging.toolbox import find_tool
 from pilot.stop import Stop
 from pilot.testing.copytool import checksums
 
-tool, options, act, url, path = json.loads(sys.argv[1])
-path = Path(path)
+tool, options, acts = json.loads(sys.argv[1])
 found = find_tool(tool)(ToolContext(options=options, environ=dict(environ)))
-kind = Kind.INPUT if act == "get" else Kind.OUTPUT
-facts = {"size": path.stat().st_size, "checksums": checksums(path.read_bytes())} if act == "put" else {}
-transfer = Transfer(file=File(lfn=path.name, kind=kind), url=url, path=path, **facts)
-late = TransferError(Code.COMMANDTIMEDOUT, "late")
-handle = TransferHandle(Stop(), Processes(), 50.0, late, dict(environ))
-try:
-    stored = getattr(found, act)(transfer, handle)
-    print(json.dumps({"size": stored.size}))
-except PilotError as error:
-    print(json.dumps({"code": int(error.code), "trait": error.trait.name, "diag": error.diag}))
+for act, url, name in acts:
+    path = Path(name)
+    kind = Kind.INPUT if act == "get" else Kind.OUTPUT
+    facts = {"size": path.stat().st_size, "checksums": checksums(path.read_bytes())} if act == "put" else {}
+    transfer = Transfer(file=File(lfn=path.name, kind=kind), url=url, path=path, **facts)
+    late = TransferError(Code.COMMANDTIMEDOUT, "late")
+    handle = TransferHandle(Stop(), Processes(), 50.0, late, dict(environ))
+    try:
+        stored = getattr(found, act)(transfer, handle)
+        print(json.dumps({"size": stored.size}))
+    except PilotError as error:
+        print(json.dumps({"code": int(error.code), "trait": error.trait.name, "diag": error.diag}))
 """
 
 _GSI = """
@@ -121,13 +122,23 @@ def web(keys: Grid509) -> Iterator[XrootdServer]:
 
 
 def run(tool: str, use: str, act: str, url: str, path: Path, env: Mapping[str, str]) -> dict[str, Any]:
-    words = json.dumps([tool, {"use": use} if use else {}, act, url, str(path)])
-    plain = {"PATH": os.environ["PATH"], "HOME": str(path.parent), "PYTHONPATH": str(ROOT), "XRD_LOGLEVEL": "Error"}
+    (found,) = run_all(tool, use, env, (act, url, path))
+    return found
+
+
+def run_all(tool: str, use: str, env: Mapping[str, str], *acts: tuple[str, str, Path]) -> list[dict[str, Any]]:
+    """Several in one process: a process costs more than they do."""
+    words = json.dumps([tool, {"use": use} if use else {}, acts], default=str)
+    plain = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(acts[0][2].parent),
+        "PYTHONPATH": str(ROOT),
+        "XRD_LOGLEVEL": "Error",
+    }
     argv = [sys.executable, "-c", _DRIVER, words]
     done = subprocess.run(argv, env={**plain, **env}, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return [json.loads(line) for line in done.stdout.splitlines()[-len(acts) :]]
 
 
 def with_proxy(keys: Grid509, name: str = "proxy") -> dict[str, str]:
@@ -145,10 +156,10 @@ both = pytest.mark.parametrize("use", ["bindings", "programs"])
 @both
 def test_a_proxy_opens_what_it_is_granted_both_ways(gsi: XrootdServer, keys: Grid509, tmp_path: Path, use: str) -> None:
     env = with_proxy(keys)
-    assert run("xrdcp", use, "get", f"{local(gsi.url)}//granted/in", tmp_path / "in", env) == {"size": len(DATA)}
-    assert (tmp_path / "in").read_bytes() == DATA
-    put = run("xrdcp", use, "put", f"{local(gsi.url)}//granted/out-{use}", tmp_path / "in", env)
-    assert put == {"size": len(DATA)}
+    granted, path = f"{local(gsi.url)}//granted", tmp_path / "in"
+    acts = ("get", f"{granted}/in", path), ("put", f"{granted}/out-{use}", path)
+    assert run_all("xrdcp", use, env, *acts) == [{"size": len(DATA)}] * 2
+    assert path.read_bytes() == DATA
     assert (gsi.data / f"granted/out-{use}").read_bytes() == DATA
     assert not list(gsi.data.rglob("*.partial"))
 
@@ -161,11 +172,12 @@ def test_who_has_no_good_proxy_is_told_so_and_another_place_is_tried(
     gsi: XrootdServer, keys: Grid509, tmp_path: Path, use: str, name: str
 ) -> None:
     env = with_proxy(keys, name) if name else {"X509_CERT_DIR": str(keys.ca), "X509_USER_PROXY": str(tmp_path / "no")}
-    got = run("xrdcp", use, "get", f"{local(gsi.url)}//granted/in", tmp_path / "in", env)
+    granted = f"{local(gsi.url)}//granted"
+    (tmp_path / "out").write_bytes(b"x")
+    acts = ("get", f"{granted}/in", tmp_path / "in"), ("put", f"{granted}/refused", tmp_path / "out")
+    got, put = run_all("xrdcp", use, env, *acts)
     assert (got["code"], got["trait"]) == (Code.STAGEINAUTHENTICATIONFAILURE, "NEXT"), got
     assert not (tmp_path / "in").exists()
-    (tmp_path / "out").write_bytes(b"x")
-    put = run("xrdcp", use, "put", f"{local(gsi.url)}//granted/refused", tmp_path / "out", env)
     assert (put["code"], put["trait"]) == (Code.STAGEOUTAUTHENTICATIONFAILURE, "NEXT"), put
     assert not (gsi.data / "granted/refused").exists()
 
@@ -187,9 +199,9 @@ def test_tls_is_spoken_where_the_server_wants_it(
 ) -> None:
     url = local(tls.url).replace("root", scheme)
     env = {"X509_CERT_DIR": str(keys.ca)}
-    assert run("xrdcp", use, "get", f"{url}//granted/in", tmp_path / "in", env) == {"size": len(DATA)}
-    put = run("xrdcp", use, "put", f"{url}//granted/{scheme}-{use}", tmp_path / "in", env)
-    assert put == {"size": len(DATA)}
+    path = tmp_path / "in"
+    acts = ("get", f"{url}//granted/in", path), ("put", f"{url}//granted/{scheme}-{use}", path)
+    assert run_all("xrdcp", use, env, *acts) == [{"size": len(DATA)}] * 2
     assert (tls.data / f"granted/{scheme}-{use}").read_bytes() == DATA
 
 
@@ -210,8 +222,9 @@ def test_https_takes_a_proxy_for_what_it_is_granted(
 ) -> None:
     url = local(web.http_url).replace("http", scheme)
     env = with_proxy(keys)
-    assert run("https", "", "get", f"{url}/granted/in", tmp_path / "in", env) == {"size": len(DATA)}
-    assert run("https", "", "put", f"{url}/granted/{scheme}", tmp_path / "in", env) == {"size": len(DATA)}
+    path = tmp_path / "in"
+    acts = ("get", f"{url}/granted/in", path), ("put", f"{url}/granted/{scheme}", path)
+    assert run_all("https", "", env, *acts) == [{"size": len(DATA)}] * 2
     assert (web.data / f"granted/{scheme}").read_bytes() == DATA
 
 

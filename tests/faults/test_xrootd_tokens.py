@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from pilot.errors import Code
-from tests.faults.test_xrootd_security import DATA, both, local, run
+from tests.faults.test_xrootd_security import DATA, both, local, run, run_all
 from tests.parts import debian, x509
 from tests.parts.x509 import Grid509
 from tests.parts.xrootd import XrootdServer, server
@@ -125,8 +125,10 @@ def test_a_token_opens_what_its_scope_says_both_ways(
         (tmp_path / "token").chmod(0o600)  # XRootD passes over one that others may read
         env[how] = str(tmp_path / "token")
     url = secure(store)
-    assert run("xrdcp", use, "get", f"{url}//granted/in", tmp_path / "in", env) == {"size": len(DATA)}
-    put = run("xrdcp", use, "put", f"{url}//granted/{how}-{use}", tmp_path / "in", env)
+    path = tmp_path / "in"
+    acts = ("get", f"{url}//granted/in", path), ("put", f"{url}//granted/{how}-{use}", path)
+    got, put = run_all("xrdcp", use, env, *acts)
+    assert got == {"size": len(DATA)}
     assert put == {"size": len(DATA)}
     assert (store.data / f"granted/{how}-{use}").read_bytes() == DATA
 
@@ -160,6 +162,7 @@ def test_https_takes_the_same_token(store: XrootdServer, keys: Grid509, issuer: 
     (tmp_path / "token").write_text(issuer.token("storage.read:/ storage.modify:/ storage.create:/") + "\n")
     env: dict[str, Any] = {"X509_CERT_DIR": str(keys.ca), "BEARER_TOKEN_FILE": str(tmp_path / "token")}
     url = local(store.http_url).replace("http", "davs")
-    assert run("https", "", "get", f"{url}/granted/in", tmp_path / "in", env) == {"size": len(DATA)}
-    assert run("https", "", "put", f"{url}/granted/web", tmp_path / "in", env) == {"size": len(DATA)}
+    path = tmp_path / "in"
+    acts = ("get", f"{url}/granted/in", path), ("put", f"{url}/granted/web", path)
+    assert run_all("https", "", env, *acts) == [{"size": len(DATA)}] * 2
     assert (store.data / "granted/web").read_bytes() == DATA

