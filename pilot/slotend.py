@@ -44,7 +44,7 @@ def batch_end(environ: Mapping[str, str]) -> BatchEnd:
 
 
 def _slurm(environ: Mapping[str, str]) -> Iterator[BatchEnd]:
-    """`SLURM_JOB_END_TIME` of Slurm 22.05 and later; before, `squeue` is asked once."""
+    """`SLURM_JOB_END_TIME` of newer Slurm; where there is none (22.05 of Debian 12), `squeue` is asked once."""
     job = environ.get("SLURM_JOB_ID", "")
     text = environ.get("SLURM_JOB_END_TIME", "")
     if text.isascii() and text.isdecimal():

@@ -48,12 +48,12 @@ ENVIRON = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8"
 IDS = itertools.count(1_000_000_000 + os.getpid() * 1000)
 
 
-def until(what: Callable[[], Any], timeout: float = 20.0, why: str = "") -> Any:
-    """Wait until `what()` is true and return it; an error when it never is."""
+def until(what: Callable[[], Any], timeout: float = 20.0, why: str | Callable[[], str] = "") -> Any:
+    """Wait until `what()` is true and return it; an error when it never is, for which `why` is asked then."""
     end = time.monotonic() + timeout
     while not (value := what()):
         if time.monotonic() > end:
-            raise TimeoutError(f"not within {timeout:g} s: {why or what}")
+            raise TimeoutError(f"not within {timeout:g} s: {why() if callable(why) else why or what}")
         time.sleep(0.01)
     return value
 

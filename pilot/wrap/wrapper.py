@@ -42,6 +42,8 @@ _KEPT = (
     *(
         "_CONDOR_MACHINE_AD",
         "_CONDOR_SCRATCH_DIR",
+        "_CONDOR_SLOT",
+        "_CONDOR_CHIRP_CONFIG",
         "SLURM_JOB_ID",
         "SLURM_JOB_END_TIME",
         "MACHINEFEATURES",

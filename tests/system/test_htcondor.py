@@ -28,23 +28,27 @@ SIGTERM, MAX_TIME = 1201, 1213
 OBEYS = "echo begun; sleep 600"
 IGNORES = "trap '' TERM; echo begun; setsid sleep 600 & sleep 600; sleep 600"
 
+#: What Harvester fills in, beside the names of the queue and of directories; what it has not is an error, as there.
+FILLED = {
+    "executableFile": "pilot-wrapper.sh", "computingSite": "SITE", "prodSourceLabel": "managed", "pilotType": "PR",
+    "pilotResourceTypeOption": "", "harvesterID": "harv", "workerID": 7, "gtag": "http://logs.example.org/7.out",
+    "nCoreTotal": 1, "requestRam": 200, "requestDisk": 1000, "sdfPath": "/access/7_submit.sdf", "x509UserProxy": "",
+    "ceHostname": "", "ceEndpoint": "", "ceQueueName": "",
+}  # fmt: skip
+
 scenario = Scenarios(workers=12, given="site")
 
 
 class Slot:
     """A pilot in the pool, submitted as a site does."""
 
-    def __init__(self, site: Site, number: int, queue: str, file: str, *appended: str) -> None:
-        self._pool = site.pool
-        self.directory = site.top / f"site-{number}"
-        shutil.copytree(site.top / "release", self.directory)
-        os.chown(self.directory, UID, UID)
-        path = self.directory / Path(file).name
-        if not path.exists():
-            shutil.copy(ROOT / "wrappers" / file, path)
+    def __init__(self, site: Site, directory: Path, text: str, *appended: str) -> None:
+        self._pool, self.directory = site.pool, directory
+        shutil.copytree(site.top / "release", directory)
+        os.chown(directory, UID, UID)
+        (directory / "pilot.sub").write_text(text)
         words = [word for line in appended for word in ("-append", line)]
-        self.id = self._pool.submit(path, *words)
-        self.queue = queue
+        self.id = self._pool.submit(directory / "pilot.sub", *words)
 
     def condor(self, command: str) -> float:
         """Have something done to the job; when that was."""
@@ -58,17 +62,20 @@ class Slot:
 
     def reaches(self, status: int, timeout: float = 60.0) -> None:
         """Wait for a JobStatus."""
-        why = f"status {status} of {self.id}: {self.log[-2000:]}"
-        until(lambda: self.ad("JobStatus").get("JobStatus") == status, timeout, why)
+        until(lambda: self.ad("JobStatus").get("JobStatus") == status, timeout, self.story)
+
+    def story(self) -> str:
+        """What became of it, for a test that fails."""
+        return f"{self.ad('JobStatus', 'HoldReason', 'NumJobStarts')}\n{self.log[-5000:]}"
 
     @property
     def log(self) -> str:
         """What wrapper and pilot said, as HTCondor has brought it back."""
-        return "".join(path.read_text(errors="replace") for path in sorted(self.directory.glob("pilot.*.*.*")))
+        return "".join(path.read_text(errors="replace") for path in sorted(self.directory.glob("*.*.*.*")))
 
     def says(self, text: str) -> None:
         """Wait until the log that came back has a text."""
-        until(lambda: text in self.log, 30, f"{self.id}: {text!r} in its log")
+        until(lambda: text in self.log, 30, self.story)
 
 
 class Site:
@@ -89,14 +96,24 @@ class Site:
         macros = {"PANDA_QUEUE": queue, "PANDA_URL": "http://127.0.0.1", "OPTIONS": self.options(queue)}
         macros |= {"MEMORY_MB": "200", "DISK_KB": "1000", "PILOT_FILES": "pilot3.tar.gz"}
         lines = [f"{name}={value}" for name, value in macros.items()]
-        return Slot(self, next(self._numbers), queue, "htcondor/pilot.sub", *lines, *appended)
+        text = (ROOT / "wrappers" / "htcondor" / "pilot.sub").read_text()
+        return Slot(self, self.top / f"site-{next(self._numbers)}", text, *lines, *appended)
 
-    def start(self, payload: str, *appended: str, jobs: int = 1) -> tuple[Slot, list[int]]:
-        """A slot whose pilot runs the first of some jobs."""
+    def submit_by_harvester(self, queue: str) -> Slot:
+        """Submit Harvester's template as its HTCondorSubmitter fills it, with what a site changes in it."""
+        directory = self.top / f"site-{next(self._numbers)}"
+        text = (ROOT / "wrappers" / "harvester" / "htcondor.sdf").read_text()
+        text = text.replace("/opt/harvester/pilot/", "")
+        text = text.replace("https://pandaserver.example.org", f"http://127.0.0.1 {self.options(queue)}")
+        names = {"pandaQueueName": queue, "accessPoint": str(directory), "logDir": str(directory), "logSubdir": "."}
+        return Slot(self, directory, text.format(**FILLED | names))
+
+    def start(self, payload: str, *appended: str, then: tuple[str, ...] = ()) -> tuple[Slot, list[int]]:
+        """A slot whose pilot runs a job; then come others."""
         queue = self.grid.queue(f"Q{next(self._numbers)}")
-        ids = self.grid.submit(*(self.grid.job(payload, queue=queue) for _ in range(jobs)))
+        ids = self.grid.submit(*(self.grid.job(command, queue=queue) for command in (payload, *then)))
         slot = self.submit(queue, *appended)
-        until(lambda: self.running(ids[0]), 60, f"{slot.id} running: {slot.log}")
+        until(lambda: self.running(ids[0]), 60, slot.story)
         return slot, ids
 
     def running(self, job_id: int) -> bool:
@@ -168,10 +185,8 @@ def a_payload_that_does_not_end_is_killed_within_the_grace_that_the_job_asked_fo
     assert time.monotonic() - removed < 8
     assert_stopped(job)
     slot.reaches(REMOVED)
-    assert (
-        "grace after a stop signal: 6.66667 s (JobMaxVacateTime of HTCondor is 8 s)"
-        in job.log()["pilotlog.txt"].decode()
-    )
+    told = b"grace after a stop signal: 6.66667 s (JobMaxVacateTime of HTCondor is 8 s)"
+    assert told in job.log()["pilotlog.txt"]
 
 
 @scenario
@@ -188,11 +203,10 @@ def a_job_that_is_held_is_reported_and_may_be_released(site: Site) -> None:
 
 @scenario
 def a_slot_that_is_taken_away_begins_again_with_another_job(site: Site) -> None:
-    slot, (first, second) = site.start("[ -e {0} ] && exit; touch {0}; {1}".format("FLAG", OBEYS), jobs=2)
+    slot, (first, second) = site.start(OBEYS, then=("true",))
     slot.condor("condor_vacate_job")
     assert_stopped(site.ended(first))
-    until(lambda: site.running(second), 40)
-    site.grid.server.kill(second)
+    assert site.ended(second, 60).state == "finished"
     slot.reaches(COMPLETED)
     assert slot.ad("NumJobStarts")["NumJobStarts"] == 2
 
@@ -203,6 +217,22 @@ def a_limit_on_time_is_known_before_it_is_reached(site: Site) -> None:
     assert_stopped(site.ended(job_id), MAX_TIME)
     assert "AllowedJobDuration of HTCondor is near" in site.grid.job_of(job_id).diag
     slot.reaches(COMPLETED)
+
+
+@scenario
+def a_worker_of_harvester_is_told_to_the_server(site: Site) -> None:
+    queue = site.grid.queue("HARVESTER")
+    (job_id,) = site.grid.submit(site.grid.job(queue=queue))
+    slot = site.submit_by_harvester(queue)
+    slot.reaches(COMPLETED)
+
+    job = site.ended(job_id)
+    assert job.state == "finished"
+    assert job.fields["pilot_id"].startswith("http://logs.example.org/7.out|Condor|PR|")
+    assert job.fields["scheduler_id"] == "harvester-harv"
+    told = [notice["arguments"] for notice in site.grid.server.notices("update_worker_status")]
+    assert [(words["worker_id"], words["status"]) for words in told] == [("7", "started"), ("7", "finished")]
+    assert slot.ad("harvesterWorkerID")["harvesterWorkerID"] == "7"
 
 
 running = scenario.fixture()
