@@ -14,7 +14,8 @@ from pilot.masking import Masker, MaskingStream
 
 #: Name of the file, and the variable that tells a payload its path.
 MASKS, MASKS_VARIABLE = "pilot_masks.txt", "PILOT_MASK_FILE"
-#: Bytes of the file that are read: some hundred secrets, each of which makes a dozen forms to look for.
+#: Bytes of the file that are read, and of all lines that it ever had: some hundred secrets, each of which makes a dozen
+#: forms to look for, and is looked for until the pilot ends.
 _LIMIT = 64 << 10
 
 
@@ -30,6 +31,8 @@ class MaskFile:
         self._path = workdir / MASKS
         self._masker = masker
         self._seen = (0, 0, 0)
+        self._lines: set[bytes] = set()
+        self._left = _LIMIT
 
     def read(self) -> None:
         """Read the file if it changed; one that is missing, or no regular file, names nothing."""
@@ -44,8 +47,11 @@ class MaskFile:
         except OSError:
             return
         self._seen = mark
-        for line in data.decode("utf-8", "surrogateescape").splitlines():
-            self._masker.add(line)
+        for line in data.splitlines():
+            if line not in self._lines and len(line) <= self._left:
+                self._lines.add(line)
+                self._left -= len(line)
+                self._masker.add(line.decode("utf-8", "surrogateescape"))
 
     def stream(self) -> PayloadMask:
         """A masker for bytes that come in pieces, which reads the file first."""

@@ -51,3 +51,11 @@ def test_no_pipe_hangs_no_link_is_followed_and_no_file_is_too_large(tmp_path, pa
     path.write_text("first-secret\n" + "x" * 100_000)
     masks.read()
     assert masker.mask("a first-secret") == "a ***"
+
+
+def test_a_file_that_is_written_anew_again_and_again_names_no_more_than_one_file_may(path, masks, masker):
+    for number in range(5):
+        path.write_text("\n".join(f"secret-{number}-{line:06}" for line in range(3000)))
+        masks.read()
+    assert masker.mask("secret-0-000000") == "***"
+    assert masker.mask("secret-4-000000") == "secret-4-000000"
