@@ -166,7 +166,7 @@ def test_a_signal_at_any_moment_before_the_pilot_leaves_nothing(wrapped, tmp_pat
 def test_a_stuck_pilot_is_ended(grid, wrapped):
     queue = grid.queue("STUCK")
     (job_id,) = grid.submit(grid.job("sleep 60", queue=queue))
-    pilot = wrapped("--stuck-after", "2", "--mute", queue=queue)
+    pilot = wrapped("--stuck-after", "5", "--mute", queue=queue)
 
     assert pilot.wait() == 2, pilot.text
     assert "the pilot is stuck" in pilot.text
