@@ -85,8 +85,9 @@ def _matches(file: File, workdir: Path, names: list[str]) -> Iterator[File]:
     lfns = [name for name in names if pattern.search(name)] if pattern else []
     for lfn in lfns:
         checked_lfn("outFiles", lfn, output=True)
-    if len(lfns) < 2:
-        yield replace(file, lfn=lfns[0]) if lfns else file
-        return
-    for lfn in lfns:  # a GUID is one file's alone; made from the name, it is the same at every try
+    if not lfns:
+        yield file
+    # A GUID is one file's alone, also if others come, or this one has left early and is gone when they do. Made from the
+    # name, it is the same at every try.
+    for lfn in lfns:
         yield replace(file, lfn=lfn, guid=str(uuid5(NAMESPACE_OID, f"{file.guid}/{lfn}")))
