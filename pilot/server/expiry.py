@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 _END = "-----END CERTIFICATE-----"
+#: The last second that a date can show.
+_YEAR_9999 = 253402300799.0
 
 
 def token_end(token: str) -> float | None:
@@ -19,9 +21,10 @@ def token_end(token: str) -> float | None:
         return None
     try:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-        return float(claims["exp"])
+        end = float(claims["exp"])
     except (ValueError, TypeError, KeyError):
         return None
+    return min(max(end, 0.0), _YEAR_9999) if end == end else None  # NaN is a number of JSON for Python
 
 
 def certificate_end(path: Path) -> float | None:

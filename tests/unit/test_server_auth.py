@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import threading
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from pilot.errors import Code, ServerError
 from pilot.server.auth import Auth, TokenFile, find_auth, write_private
+from pilot.server.expiry import token_end
 
 
 def bearer(auth: Auth) -> str:
@@ -150,3 +152,11 @@ def test_two_threads_that_renew_at_once_do_not_disturb_each_other(tmp_path):
     assert path.read_text() in texts
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("claim", "end"), [("-1e30", 0.0), ("1e30", 253402300799.0), ("NaN", None), ('"x"', None), ("7", 7)]
+)
+def test_the_end_of_a_token_is_a_date_or_unknown(claim, end):
+    body = base64.urlsafe_b64encode(f'{{"exp": {claim}}}'.encode()).decode().rstrip("=")
+    assert token_end(f"h.{body}.s") == end
