@@ -123,6 +123,7 @@ CASES = {
     ),
     "files in memory": Case(FILES),
     "files in memory, as a user": Case(FILES, wrapper=OWNED),
+    "much at once": Case(python(AT_ONCE)),
     "slowly more than the job may": Case(TELL + python(SLOWLY)),
     "a fork bomb that tries for ever": Case(
         "bomb() { bomb | bomb & }; bomb; wait; sleep 600", settings="max_processes = 40\ngrace = 5"
@@ -247,6 +248,13 @@ def test_what_grows_slowly_is_held_by_the_kernel_and_ended_with_numbers(found: d
     told = told_by(seen["stdout"])
     assert told["memory.high"] == [str(LIMIT_KB * 1024)]
     assert told["memory.max"] == [str(LIMIT_KB * 1024 * 11 // 10)]
+
+
+def test_what_grows_at_once_is_slowed_down_until_it_is_seen(found: dict[str, Any]) -> None:
+    """At `memory.high`; without it the kernel would have killed it before the first sample that is over the limit."""
+    seen = found["much at once"]
+    assert seen["code"] == 1235, seen["diag"]
+    assert LIMIT_KB < seen["report"]["max_pss"] <= LIMIT_KB * 11 // 10
 
 
 def test_a_fork_bomb_is_held_by_the_kernel(found: dict[str, Any]) -> None:
