@@ -48,9 +48,7 @@ scenario = Scenarios(workers=12, given="site")
 class Slot:
     """A job of Slurm with one or more pilots."""
 
-    def __init__(
-        self, cluster: Cluster, directory: Path, options: list[str], script: Path, arguments: list[str]
-    ) -> None:
+    def __init__(self, cluster: Cluster, directory: Path, options: list[str], script: Path, words: list[str]) -> None:
         directory.mkdir(exist_ok=True)
         self._cluster, self.directory = cluster, directory
         self.id = cluster.run("sbatch", "--parsable", *options, str(script), *words, cwd=directory)
