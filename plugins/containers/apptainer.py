@@ -35,8 +35,9 @@ class Apptainer(Container):
         self.environment = order.client | {f"{prefix}_{name}": value for name, value in order.inside.items()}
         login = self._login()
         mounts = [Mount(order.workdir, read_only=False), *order.mounts]
+        pid = [] if "--no-pid" in order.options else ["--pid"]  # in a pod nobody may mount a /proc for a namespace
         return [
-            *(self.program, "exec", "--pid", "--cleanenv", *login, *(["--nv"] if order.gpu else [])),
+            *(self.program, "exec", *pid, "--cleanenv", *login, *(["--nv"] if order.gpu else [])),
             *(word for mount in mounts for word in ("--mount", _mount(mount))),
             *("--pwd", str(order.workdir), *(order.options or self.default_options)),
             *(image, *self.inner_command()),

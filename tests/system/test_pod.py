@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 import yaml
 
 from tests.grid import Grid, until
-from tests.parts import debian
+from tests.parts import CACHE, debian
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = sorted((ROOT / "containers" / "kubernetes").glob("*.yaml"))
@@ -150,6 +151,7 @@ def test_a_job_runs_to_its_end_and_the_log_goes_to_the_cache(grid, start, cache)
         logs_frontend_w=cache.url,
         logs_frontend_r="https://cache.example.org/logs",
         proxySecretPath="$proxySecretPath",
+        PILOT_WRAPPER_LOGSHIP=f"file;{grid.top}/pod.jsonl",
     )
     running(grid, job_id)
     alive = pod.alive()
@@ -170,6 +172,8 @@ def test_a_job_runs_to_its_end_and_the_log_goes_to_the_cache(grid, start, cache)
     assert "the pilot ended with status 0" in kept
     assert f"job {job_id}: report" in kept
     assert "secret" not in kept
+    records = [json.loads(line) for line in (grid.top / "pod.jsonl").read_text().splitlines()]
+    assert any(record["PandaJobID"] == str(job_id) and "payload started" in record["message"] for record in records)
 
 
 @pytest.mark.slow
@@ -231,8 +235,7 @@ def test_whenever_it_is_stopped_a_job_is_reported_or_was_never_taken(grid, start
         queue = grid.queue(f"RANDOM{seed}")
         (job_id,) = grid.submit(grid.job("sleep 1", queue=queue))
         pod = start(queue=queue)
-        until(lambda: "[pod]" in pod.log)
-        time.sleep(random.Random(seed).uniform(0, 2.5))
+        time.sleep(random.Random(seed).uniform(0, 3))
         pod.stop(20)
         return pod, grid.job_of(job_id), pod.wait()
 
@@ -286,6 +289,31 @@ def test_the_pilot_runs_in_the_image_of_a_payload(grid, podman, image, release, 
     assert pod.wait() == 0, pod.log
     podman("rm", pod.name)
     assert grid.job_of(job_id).state == "finished"
+
+
+@pytest.mark.slow
+def test_a_payload_has_an_image_of_its_own_without_privilege(grid, start, apptainer):
+    """Apptainer in a user namespace, in a pod that has no capability and cannot get one."""
+    program = grid.top / "apptainer"  # beside its own configuration for those who are not root
+    shutil.copytree(CACHE / "apptainer", program, symlinks=True)
+    shutil.copytree(program / "app/usr/etc", program / "app/usr/lib/etc")
+    linked = program / "app/usr/bin/apptainer"
+    queue = grid.queue("IMAGE", container_type="apptainer:pilot", container_options=f"--userns --no-pid {apptainer.options}")
+    image = grid.top / "payload image"
+    shutil.copytree(apptainer.image, image)
+    command = "id -u; cat /etc/passwd; [ ! -e /opt/pilot3 ] && echo apart"
+    (job_id,) = grid.submit(grid.job(command, queue=queue, container_name=str(image)))
+    old = f"{CACHE}/apptainer"  # where it finds its C library
+    pod = start(
+        *("--container-program", str(linked)),
+        queue=queue,
+        options=[f"--volume={old}:{old}:ro", "--volume=/etc/localtime:/etc/localtime:ro"],
+    )
+    assert pod.wait() == 0, pod.log
+    job = grid.job_of(job_id)
+    assert job.state == "finished", pod.log
+    assert job.log()["payload.stdout"].splitlines()[0] == b"10001"
+    assert job.log()["payload.stdout"].splitlines()[-1] == b"apart"
 
 
 @pytest.mark.slow
