@@ -17,7 +17,7 @@ import pytest
 from tests.grid import Grid, Job, Scenarios, until
 from tests.parts.htcondor import UID, VACATE, Pool
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # with the installation
 
 ROOT = Path(__file__).resolve().parents[2]
 #: JobStatus of HTCondor.

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
@@ -20,7 +21,7 @@ import pytest
 from tests.grid import Grid, Job, Scenarios, until
 from tests.parts.slurm import KILL_WAIT, Cluster
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # with the installation
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "wrappers" / "slurm" / "pilot.sbatch"
@@ -59,6 +60,11 @@ class Slot:
         self._cluster.run("scancel", self.id)
         return begun
 
+    def ends_in(self, seconds: int) -> None:
+        """Let it end so many seconds from now, once it runs."""
+        until(lambda: self._cluster.job(self.id).get("JobState") == "RUNNING", 30, self.story)
+        self._cluster.run("scontrol", "update", f"JobId={self.id}", f"EndTime=now+{seconds}seconds")
+
     def ended(self, timeout: float = 90.0) -> str:
         """Wait for its end; its state."""
         running = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
@@ -95,13 +101,21 @@ class Site:
         """What a site would write into the script."""
         return f"--export=PILOT_RELEASE={self.release},PILOT_SCRATCH={self.scratch},PILOT_PYTHON={sys.executable}"
 
-    def start(self, payload: str, *options: str, jobs: int = 1, **queue: object) -> tuple[Slot, list[int]]:
-        """A slot with a pilot for each of some jobs, which run."""
+    def submit(
+        self, payload: str, *options: str, jobs: int = 1, setup: str = "", **queue: object
+    ) -> tuple[Slot, list[int]]:
+        """A slot with a pilot for each of some jobs, whose set-up file has a text."""
         name = self.grid.queue(f"Q{next(self._numbers)}", **queue)
         extra = {"resource_type": "SCORE_LOMEM"} if "params" in queue else {}
         ids = self.grid.submit(*(self.grid.job(payload, queue=name, **extra) for _ in range(jobs)))
+        (self.grid.top / f"setup-{name}.sh").write_text(setup)
         words = [self.environ, f"--ntasks={jobs}", "--mem-per-cpu=300", "--time=5", *options]
-        slot = Slot(self.cluster, self.grid.top / f"slot-{name}", words, SCRIPT, self.arguments(name))
+        arguments = [*self.arguments(name), "--setup", str(self.grid.top / f"setup-{name}.sh")]
+        return Slot(self.cluster, self.grid.top / f"slot-{name}", words, SCRIPT, arguments), ids
+
+    def start(self, payload: str, *options: str, **more: Any) -> tuple[Slot, list[int]]:
+        """The same, when the jobs run."""
+        slot, ids = self.submit(payload, *options, **more)
         until(lambda: all(self.grid.job_of(i).state == "running" for i in ids), 60, slot.story)
         return slot, ids
 
@@ -142,7 +156,10 @@ def assert_stopped(job: Job, code: int = SIGTERM) -> None:
 
 @scenario
 def the_end_of_a_slot_is_known_from_the_scheduler(site: Site) -> None:
-    slot, (job_id,) = site.start(OBEYS, "--time=1", "--signal=USR1@0")
+    gate = site.grid.top / "gate"
+    slot, (job_id,) = site.submit(OBEYS, "--signal=USR1@0", setup=f"until [ -e {gate} ]; do sleep 0.1; done")
+    slot.ends_in(30)
+    gate.touch()
     job = site.ended(job_id)
     assert_stopped(job, MAX_TIME)
     assert "the end of the Slurm job is near" in job.diag
@@ -151,8 +168,8 @@ def the_end_of_a_slot_is_known_from_the_scheduler(site: Site) -> None:
 
 @scenario
 def a_soft_stop_comes_before_the_end(site: Site) -> None:
-    slot, (job_id,) = site.start(IGNORES, "--time=1", "--signal=USR1@8")
-    # Slurm looks each 30 s, and does not wait for the last look: it comes 8 to 38 s before the end.
+    slot, (job_id,) = site.start(IGNORES, "--signal=USR1@20")
+    slot.ends_in(45)  # Slurm looks each 30 s, and does not wait for the last look
     assert_stopped(site.ended(job_id), SIGUSR1)
     slot.ended()
     assert "received SIGUSR1" in slot.log
