@@ -84,14 +84,14 @@ def test_what_is_announced_is_sent_at_once_in_order_and_each_answer_is_heard():
 
 
 def test_a_slow_server_delays_neither_the_job_nor_the_order():
-    server = Server(delay=0.05)
+    server = Server(delay=0.5)
 
     async def act(heartbeat):
         began = time.monotonic()
         heartbeat.announce(State.STARTING)
         await asyncio.sleep(0.02)
         heartbeat.announce(State.RUNNING)
-        assert time.monotonic() - began < 0.04
+        assert time.monotonic() - began < 0.4
         await heartbeat.settle(5)
         heartbeat.announce(State.TRANSFERRING)
         await heartbeat.settle(5)

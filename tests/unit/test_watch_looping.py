@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
@@ -119,6 +121,8 @@ def test_the_tree_shows_children_under_their_parents():
     shell = subprocess.Popen(["bash", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
     child = int(shell.stdout.readline())
     try:
+        while b"sleep" not in Path(f"/proc/{child}/cmdline").read_bytes():
+            time.sleep(0.01)  # it is still the shell
         parent_line, child_line = process_tree([shell.pid, child]).splitlines()
         assert parent_line.startswith(f"{shell.pid} ") and "bash -c" in parent_line
         assert child_line.startswith(f"  {child} ") and child_line.endswith("sleep 60")
