@@ -260,12 +260,20 @@ def make_tools(settings: Settings, queue: Queue, launch_dir: Path, environ: Mapp
         settings={
             "allow_http": settings.allow_http,
             "mv_stagein": settings.mv_stagein,
-            # an output that is moved, or linked, while the payload runs may still be written to under its new name
-            "mv_stageout": settings.mv_stageout if settings.early_stageout == "off" else "copy",
+            "mv_stageout": _mv_stageout(settings),
             "mv_replace": settings.mv_replace,
         },
         environ=environ,
     )
+
+
+def _mv_stageout(settings: Settings) -> str:
+    """How `mv` takes outputs out, where it cannot be as it was asked to."""
+    if settings.early_stageout != "off":
+        return "copy"  # a file that is moved, or linked, while the payload runs may still be written to by its new name
+    if settings.keep_undelivered and settings.mv_stageout == "move":
+        return "link"  # a pilot that is killed before it can note that a file is out leaves both, for the next one
+    return settings.mv_stageout
 
 
 def make_sources(settings: Settings, experiment: Experiment) -> Sources:

@@ -87,7 +87,7 @@ def _matches(file: File, workdir: Path, names: list[str]) -> Iterator[File]:
         checked_lfn("outFiles", lfn, output=True)
     if not lfns:
         yield file
-    # A GUID is one file's alone, also if others come, or this one has left early and is gone when they do. Made from the
-    # name, it is the same at every try.
+    # A GUID is one file's alone, also if others come, or this one has left early and is gone when they do. Made from
+    # the name, it is the same at every try.
     for lfn in lfns:
         yield replace(file, lfn=lfn, guid=str(uuid5(NAMESPACE_OID, f"{file.guid}/{lfn}")))

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     args = _parser(TABLE).parse_args(argv)
     try:
-        settings = Settings.from_flags(vars(args) | {"workerpilotstatusupdate": False}, os.environ)
+        settings = Settings.from_flags(vars(args) | {"workerpilotstatusupdate": False, **_kept(args)}, os.environ)
         from pilot.pilotrun import PilotRun
 
         return PilotRun(settings, os.environ, argv=argv, deliver=args.directories).run()
@@ -57,6 +57,11 @@ def main(argv: Sequence[str]) -> int:
     except PilotError as error:
         print(f"pilot deliver: {error}", file=sys.stderr)
         return error.code.exit_code
+
+
+def _kept(args: argparse.Namespace) -> dict[str, str]:
+    """`mv` leaves the files where they are until their job is reported, as with --keep-undelivered."""
+    return {} if vars(args).get("mv_stageout") == "copy" else {"mv_stageout": "link"}
 
 
 def _parser(shown: Collection[str]) -> RunParser:

@@ -95,6 +95,11 @@ def what_a_killed_pilot_leaves_is_delivered(top: Path) -> None:
         first.signal(signal.SIGKILL)
         first.wait()
         assert finals(grid, job_id) == []
+        log_file = grid.stored(grid.job_of(job_id).known["definition"]["logFile"])
+        killed_too = grid.pilot(str(grid.work), command=DELIVER)
+        until(log_file.exists)  # it is out, and nobody lives to note that
+        killed_too.signal(signal.SIGKILL)
+        killed_too.wait()
         (gate / "open").touch()
         second = grid.pilot("--keep-undelivered", str(kept))
         assert second.wait() == 0, second.text
