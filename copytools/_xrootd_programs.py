@@ -20,6 +20,9 @@ from pilot.staging.faults import Direction
 #: Bytes of a request of `xrdcp`. It has 83 MiB with its own 8 MiB.
 CHUNK = 2 << 20
 
+#: Not `xrdfs tail -c 1`: that never ends for a file of more than 4 GiB (XRootD 5.5).
+_FIRST_BYTE = 'xrdfs "$1" cat "$2" | head -c 1'
+
 
 class Programs:
     """Speaks to XRootD servers by programs.
@@ -58,10 +61,12 @@ class Programs:
         return int(found[1])
 
     def probe(self, url: str, handle: Handle) -> int | None:
-        """Bytes of a file that can be read, by `xrdfs tail` of one byte."""
+        """Bytes of a file that can be read: `xrdfs cat` gives its first byte and is cut off then."""
         size = self.size(url, handle)
-        if size is not None:
-            self._run(handle, Direction.IN, url, ["xrdfs", split(url)[0], "tail", "-c", "1", _path(url)])
+        if size:
+            done = self._run(handle, Direction.IN, url, ["sh", "-c", _FIRST_BYTE, "sh", split(url)[0], _path(url)])
+            if not done.stdout:
+                raise XrootdError(done.stderr.strip()[-2000:] or "no byte", Direction.IN, url)
         return size
 
     def checksum(self, url: str, kind: str, handle: Handle) -> dict[str, str]:

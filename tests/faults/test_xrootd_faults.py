@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from copytools.https import Https
 from copytools.xrdcp import Xrdcp
 from pilot.errors import Code, PilotError, Trait, TransferError
 from pilot.job import File, Kind
@@ -90,6 +91,17 @@ def test_a_forbidden_directory_is_said_to_be_forbidden(tool, xrootd, tmp_path): 
     error = failure(lambda: tool.put(output(f"{xrootd.url}//closed/out", path), handle()))
     assert (error.code, error.trait) == (Code.XRDCPERROR, Trait.NEXT)
     assert "denied" in error.detail.lower()
+
+
+@pytest.mark.parametrize("way", ["bindings", "programs", "https"])
+def test_a_file_of_5_gib_opens_with_its_size(way, xrootd):  # noqa: F811
+    """Beyond 32 bits. Copies of such files are measured in tests/benchmarks: to write one takes half a minute here."""
+    path = xrootd.write("large", b"")
+    os.truncate(path, 5 << 30)
+    https = way == "https"
+    tool = Https(ToolContext()) if https else Xrdcp(ToolContext(options={"use": way}))
+    seen = tool.probe(f"{xrootd.http_url}/large" if https else f"{xrootd.url}//large", handle())
+    assert seen.size == 5 << 30
 
 
 def test_a_refused_connection_is_told_at_once(tool, tmp_path):
