@@ -15,11 +15,13 @@ COMMANDS = (
     *("--version", "-h", "--help"),
 )
 
-
 SIGNALS = (
     *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
 )
+
+#: Commands that need no library: process 1 of a pod stays small, and its probe is quick.
+LIGHT = (["pod"], ["alive"])
 
 
 def find_libraries() -> None:
@@ -35,6 +37,16 @@ def find_libraries() -> None:
     sys.path.append(os.path.join(top, ".venv", "lib", "python{}.{}".format(*sys.version_info), "site-packages"))
 
 
+def missing_library() -> "str | None":
+    """The name of a library that the pilot needs and Python does not find."""
+    try:
+        import psutil  # noqa: F401
+        import urllib3  # noqa: F401
+    except ModuleNotFoundError as missing:
+        return missing.name
+    return None
+
+
 def main() -> "int | str":  # in quotes: older Pythons read this file too
     """Run a pilot, or another command of ours if the first word names one."""
     if sys.version_info < (3, 11):  # noqa: UP036 - this is who tells the user
@@ -42,11 +54,9 @@ def main() -> "int | str":  # in quotes: older Pythons read this file too
     if sys.argv[1:2] in (["pod"], ["wrap"]):  # a signal waits until somebody listens, who tidies up; process 1 loses it
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     find_libraries()
-    try:
-        import psutil  # noqa: F401
-        import urllib3  # noqa: F401
-    except ModuleNotFoundError as missing:
-        return f"pilot.py: {missing.name} is missing; run `make install` here, or install the package with pip"
+    missing = None if sys.argv[1:2] in LIGHT else missing_library()
+    if missing:
+        return f"pilot.py: {missing} is missing; run `make install` here, or install the package with pip"
     from pilot.cli.main import main as command
 
     words = sys.argv[1:]
