@@ -135,6 +135,7 @@ class JobRun:
             await self._heartbeat.settle(self._ledger.settle)
         finally:
             beating.cancel()
+        await _beside(self._debug.close())
         if self._outputs:
             await _beside(self._outputs.hold(self._ledger.settle))
         await self._report()
