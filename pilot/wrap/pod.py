@@ -186,7 +186,7 @@ class Pod:
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} [pod] {text}\n"
         put(line.encode())
         if self._log and self._wants_log:
-            with open(self._log, "a") as log:
+            with contextlib.suppress(OSError), open(self._log, "a") as log:  # a full disk changes no exit code
                 log.write(line)
 
 
