@@ -49,7 +49,9 @@ class PodOptions:
         """Turn variables into options; what stands on the command line counts more."""
         given = _given(environ)
         scratch = Path(given.get("TMPDIR") or _TMP)
-        log_name = given.get("stdout_name") or f"{given.get('HARVESTER_ID', '')}_{_worker(given)}.out"
+        log_name = (
+            given.get("stdout_name", "").rpartition("/")[2] or f"{given.get('HARVESTER_ID', '')}_{_worker(given)}.out"
+        )
         push = given.get("submit_mode", "").upper() == "PUSH"
         return cls(
             arguments=(*_arguments(given), *argv),
@@ -80,6 +82,7 @@ def _arguments(given: Mapping[str, str]) -> list[str]:
         "-q": queue,
         "-r": queue,
         "-s": given.get("computingSite", ""),
+        "-i": given.get("pilotTyp", ""),
         "-j": given.get("prodSourceLabel") or "managed",
         "--resource-type": given.get("resourceType", ""),
         "--job-type": given.get("jobType", ""),

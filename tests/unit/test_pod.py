@@ -29,6 +29,7 @@ HARVESTER = {
     "resourceType": "SCORE",
     "prodSourceLabel": "test",
     "jobType": "user",
+    "pilotTyp": "RC",
     "HARVESTER_ID": "H",
     "workerID": "17",
     "logs_frontend_w": "https://cache.example.org:25443/server/panda",
@@ -51,6 +52,7 @@ def test_the_variables_of_harvester_are_options_of_the_pilot() -> None:
     options = PodOptions.read([], HARVESTER)
     settings = settings_of(options)
     assert (settings.queue, settings.job_label, settings.jobtype) == ("QUEUE", "test", "user")
+    assert settings.version_tag == "RC"
     assert (settings.resource_type, settings.harvester_submitmode) == ("SCORE", "PULL")
     assert settings.use_realtime_logging
     assert settings.realtime_logging_server == "google-cloud-logging"
@@ -62,6 +64,12 @@ def test_the_variables_of_harvester_are_options_of_the_pilot() -> None:
     assert options.environ["HARVESTER_WORKER_ID"] == "17"
     assert (options.proxy, options.config_dir, options.grace) == ("", None, 45)
     assert (options.log_url, options.log_name) == ("https://cache.example.org:25443/server/panda", "H_17.out")
+
+
+def test_the_log_may_be_named_by_its_url() -> None:
+    options = PodOptions.read([], HARVESTER | {"stdout_name": "https://cache.example.org/cache/name.out"})
+    assert options.log_name == "name.out"
+    assert options.environ["GTAG"] == "https://cache.example.org/cache/name.out"
 
 
 def test_a_proxy_in_a_variable_is_no_variable_of_the_pilot() -> None:
