@@ -110,7 +110,9 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         wait_until(lambda: cluster.run(*idle, check=False) == "idle", f"an idle node, see {top}/*.log", 40)
         yield cluster
     finally:
-        cluster.run("scancel", "--full", "--user=root", "--signal=KILL", check=False)
+        if len(started) == 3:
+            cluster.run("scancel", "--full", "--user=root", "--signal=KILL", check=False)
+            wait_until(lambda: not cluster.run("squeue", "--noheader", check=False), "all jobs of Slurm are gone", 30)
         for process in reversed(started):
             stop(process)
 

@@ -66,12 +66,17 @@ class Slot:
 
     def story(self) -> str:
         """What became of it, for a test that fails."""
-        return f"{self.ad('JobStatus', 'HoldReason', 'NumJobStarts')}\n{self.log[-5000:]}"
+        return f"{self.ad('JobStatus', 'HoldReason', 'NumJobStarts')}\n{self.events}\n{self.log[-5000:]}"
 
     @property
     def log(self) -> str:
         """What wrapper and pilot said, as HTCondor has brought it back."""
         return "".join(path.read_text(errors="replace") for path in sorted(self.directory.glob("*.*.*.*")))
+
+    @property
+    def events(self) -> str:
+        """HTCondor's own log of the job."""
+        return "".join(path.read_text() for path in self.directory.glob("*.log"))
 
     def says(self, text: str) -> None:
         """Wait until the log that came back has a text."""
@@ -195,7 +200,8 @@ def a_job_that_is_held_is_reported_and_may_be_released(site: Site) -> None:
     slot.condor("condor_hold")
     assert_stopped(site.ended(job_id))
     slot.reaches(HELD)
-    slot.says("pilot ends after")
+    until(lambda: "Job was held" in slot.events, 30, slot.story)  # before that its first run is not over
+    assert "pilot ends after" in slot.log
     slot.condor("condor_release")
     slot.reaches(COMPLETED)
     slot.says("no more jobs")
