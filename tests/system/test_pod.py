@@ -298,7 +298,8 @@ def test_a_payload_has_an_image_of_its_own_without_privilege(grid, start, apptai
     shutil.copytree(CACHE / "apptainer", program, symlinks=True)
     shutil.copytree(program / "app/usr/etc", program / "app/usr/lib/etc")
     linked = program / "app/usr/bin/apptainer"
-    queue = grid.queue("IMAGE", container_type="apptainer:pilot", container_options=f"--userns --no-pid {apptainer.options}")
+    options = f"--userns --no-pid {apptainer.options}"
+    queue = grid.queue("IMAGE", container_type="apptainer:pilot", container_options=options)
     image = grid.top / "payload image"
     shutil.copytree(apptainer.image, image)
     command = "id -u; cat /etc/passwd; [ ! -e /opt/pilot3 ] && echo apart"
