@@ -3,7 +3,7 @@
 signals blocked -> directory, credentials, files of a pushed job -> pilot -> its log to the panda cache -> its exit code
 
 The kernel throws away a signal that process 1 has no handler for. So `pilot.py pod` blocks them as its first act, which
-keeps them, and they are let in when the `Supervisor` listens. What comes while Python itself starts, in its first 20 ms,
+keeps them, and they are let in when the `Supervisor` listens. What comes in the first 20 ms, while Python starts,
 is lost: the pod then ends by SIGKILL, or with its job.
 """
 
