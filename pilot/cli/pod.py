@@ -20,15 +20,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def main(argv: Sequence[str]) -> int:
     """Run a pilot in a pod; its exit code."""
     import os
-    import sys
-    from pathlib import Path
 
-    import pilot
     from pilot.wrap.pod import Pod
+    from pilot.wrap.program import pilot_program
 
     if "-h" in argv or "--help" in argv:
         print(_DESCRIPTION)
         return 0
-    archive = Path(pilot.__file__).parents[1] / "pilot.py"  # finds the libraries beside it
-    program = [sys.executable, str(archive)] if archive.exists() else [sys.executable, "-m", "pilot.cli.main"]
-    return Pod(argv, os.environ, program).run()
+    return Pod(argv, os.environ, pilot_program()).run()

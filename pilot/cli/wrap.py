@@ -15,14 +15,13 @@ def main(argv: Sequence[str]) -> int:
     """Wrap a pilot; the exit status for the batch system."""
     import os
     import sys
-    from pathlib import Path
 
-    import pilot
     from pilot.wrap.options import parse
+    from pilot.wrap.program import pilot_program
     from pilot.wrap.wrapper import FAULT, Wrapper
 
     try:
         options = parse(argv, os.environ)
-        return Wrapper(options, os.environ, Path(pilot.__file__).parents[1] / "pilot.py").run()
+        return Wrapper(options, os.environ, pilot_program()).run()
     except SystemExit as end:  # a mistake on the command line has 2, which tells Harvester of a stuck pilot
         sys.exit(FAULT if end.code == 2 else end.code)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pilot.doctor.check import Level, Patient
@@ -60,13 +60,13 @@ class Wrapper:
     Args:
         options: what it was told.
         environ: the node's environment.
-        main: the program that is the pilot: `pilot.py` of its archive.
+        program: the command that starts the pilot.
     """
 
-    def __init__(self, options: WrapOptions, environ: Mapping[str, str], main: Path) -> None:
+    def __init__(self, options: WrapOptions, environ: Mapping[str, str], program: Sequence[str]) -> None:
         self._options = options
         self._environ = dict(environ)
-        self._main = main
+        self._program = list(program)
         self._launch_dir = Path.cwd()
         self._started = time.monotonic()
         self._factory = Factory(environ, options.queue, f"pilot-{__version__}", options.mute)
@@ -167,7 +167,7 @@ class Wrapper:
         if script := self._environ.get("PILOT_WRAPPER"):  # finds a Python of the image
             program = ["/bin/bash", script, *inner, "--piloturl", "local"]
         else:
-            program = ["python3", str(self._main), "wrap", *inner]
+            program = ["python3", *self._program[1:], "wrap", *inner]
         kept = {f"APPTAINERENV_{name}": self._environ[name] for name in _KEPT if name in self._environ}
         self._say(f"the queue wants a container around the pilot: {image}")
         return self._supervisor.run([*command, image, *program], {**self._environ, **kept}, workdir)
@@ -231,7 +231,7 @@ class Wrapper:
         copy = workdir / "worker.log" if self._options.ship_log else None
         self._say("==== pilot begins ====")
         status = self._supervisor.run(
-            [sys.executable, str(self._main), *words],
+            [*self._program, *words],
             self._environ,
             workdir,
             log=log,
@@ -245,7 +245,7 @@ class Wrapper:
     def _ship(self, log: Path, pid: int) -> subprocess.Popen[bytes]:
         """Send the whole worker's log to its readers while the pilot runs (docs/live-logs.md)."""
         options = self._options
-        command = [sys.executable, str(self._main), "logship", str(log), f"--pid={pid}", f"--queue={options.queue}"]
+        command = [*self._program, "logship", str(log), f"--pid={pid}", f"--queue={options.queue}"]
         command += [f"--server={options.ship_log}"]
         command += [f"--upload={options.ship_upload}"] if options.ship_upload else []
         return subprocess.Popen(command, env=self._environ, stdin=subprocess.DEVNULL)

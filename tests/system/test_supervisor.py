@@ -202,7 +202,7 @@ def test_a_wrapper_finds_the_log_of_its_pilot_in_the_work_directory(supervised, 
     done = supervised(f"""
         from pilot.wrap.options import parse
         from pilot.wrap.wrapper import Wrapper
-        print("status", Wrapper(parse({words}, os.environ), os.environ, here / "fake.py").run())
+        print("status", Wrapper(parse({words}, os.environ), os.environ, [sys.executable, str(here / "fake.py")]).run())
     """)
     assert done.stdout.endswith("status 0\n"), done.stdout + done.stderr
 
