@@ -1,7 +1,7 @@
 # Everything runs in an environment of its own (.venv), made at first use.
 PYTHON ?= python3
 # Test modules that run side by side; 0 for one after the other.
-JOBS ?= 2
+JOBS ?= 3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help

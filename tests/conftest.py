@@ -1,6 +1,6 @@
 """Servers that several test modules share, each started once in a session, when the first test asks for it.
 
-`make test` runs modules side by side in two processes, since most tests wait for something. What shares a heavy part
+`make test` runs modules side by side in three processes, since most tests wait for something. What shares a heavy part
 goes to the same process, so that the part is started once.
 """
 
