@@ -183,7 +183,10 @@ class _Talk:
         def told(status: Any, response: Any, _hosts: Any, _kept: object = kept) -> None:
             answer.put((status, response))
 
-        status = call(*args, callback=told, **named)
+        try:
+            status = call(*args, callback=told, **named)
+        except ValueError as error:  # the binding's word for a file whose server has gone
+            raise XrootdError(str(error), self._direction, self._url) from error
         if not status.ok:
             raise XrootdError(status.message, self._direction, self._url)
         return answer

@@ -173,7 +173,10 @@ def test_a_stop_leaves_nothing_of_a_container(runtime: Runtime, payload: str) ->
 def test_out_of_memory_is_1212_with_the_limit(runtime: Runtime, parent: Path) -> None:
     params = {"pilot_kill_for_memory": True, "pilot_rss_grace": 0, "pilot_free_space_limit": 0}
     runtime.grid.queue(runtime.name, **{**runtime.queue, "maxrss": 100, "params": params})
-    job = runtime.run(runtime.job(EAT, resource_type="SCORE_VHIMEM"), "--cgroup", str(parent))
+    for _ in range(3):
+        job = runtime.run(runtime.job(EAT, resource_type="SCORE_VHIMEM"), "--cgroup", str(parent))
+        if job.code != 1235:  # a sample that fell between the limit of the job and that of its group, 10 MB above
+            break
     runtime.grid.queue(runtime.name, **runtime.queue)
     assert job.code == 1212, job.diag
     assert job.diag.startswith("Payload ran out of memory: the kernel killed python3 (pid ")

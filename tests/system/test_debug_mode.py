@@ -109,10 +109,10 @@ def test_a_shutdown_that_is_announced_while_the_payload_runs_is_told_to_it_and_t
     grid: Grid, tmp_path: Path
 ) -> None:
     queue = grid.queue("FEATURES")
-    (tmp_path / "shutdowntime").write_text(str(int(time.time()) + 604))
+    (tmp_path / "shutdowntime").write_text(str(int(time.time()) + 608))
     command = "trap 'echo told' USR1; touch {0}; while :; do sleep 0.1 & wait $!; done"
     (job_id,) = grid.submit(grid.job(command.format(grid.top / "features"), queue=queue))
-    options = ("--soft-stop-signal", "USR1", "--soft-stop-lead", "3.5")
+    options = ("--soft-stop-signal", "USR1", "--soft-stop-lead", "4")
     pilot = grid.pilot(*options, queue=queue, env={"MACHINEFEATURES": str(tmp_path)})
     pilot.wait()
     job = grid.job_of(job_id)
