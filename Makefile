@@ -26,7 +26,7 @@ demo: .venv/.installed ## a small campaign of jobs, end to end, on this machine
 	$(BIN)/pilot demo
 
 test: .venv/.tested ## all tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder --cov --cov-report=term:skip-covered $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered $(ARGS)
 
 lint: .venv/.tested ## style, types, and which room may know which
 	$(BIN)/ruff check .

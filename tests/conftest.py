@@ -1,7 +1,6 @@
 """Servers that several test modules share, each started once in a session, when the first test asks for it.
 
-`make test` runs modules side by side in three processes, since most tests wait for something. What shares a heavy part
-goes to the same process, so that the part is started once.
+`make test` runs modules side by side in three processes, since most tests wait for something; each process has its own.
 """
 
 from __future__ import annotations
@@ -22,18 +21,6 @@ from tests.parts.s3 import s3_server
 from tests.parts.slurm import slurm
 
 __all__ = ["apptainer", "gcs_server", "htcondor", "image", "podman", "release", "rucio", "s3_server", "slurm"]
-
-#: Fixtures of parts that take seconds to start.
-_HEAVY = ("rucio", "s3_server", "podman", "apptainer")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a module, or with a heavy part in common, stay together."""
-    for item in items:
-        used: tuple[str, ...] = tuple(getattr(item, "fixturenames", ()))
-        group = next((name for name in _HEAVY if name in used), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(group))
-
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport() -> Iterator[None]:

@@ -31,6 +31,7 @@ class SoftStop:
         self._lead = lead
         self._left = left
         self._members = members
+        self._pause = 0.5  # the looks that learn the end of the slot begin beside this one
 
     def look(self) -> float:
         """When the time has come, and every minute, since a shutdown may be announced meanwhile."""
@@ -40,7 +41,8 @@ class SoftStop:
         if left <= self._lead:
             self.tell(f"{left:.0f} s are left")
             return math.inf
-        return max(_SHORTEST, min(_LONGEST, left - self._lead))
+        self._pause = min(2 * self._pause, _LONGEST)
+        return max(_SHORTEST, min(self._pause, left - self._lead))
 
     def tell(self, why: str) -> bool:
         """Send the signal now; False if there is none, or if it was sent before."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -137,5 +138,5 @@ def test_the_kill_file_is_1363(tmp_path):
 def test_too_many_processes_are_1344(tmp_path):
     done = watched(tmp_path, f"for i in $(seq 30); do {LEFT} & done; wait", settings="max_processes = 20")
     assert done.code == 1344, done.log
-    assert "the payload has 31 processes, the limit is 20" in done.diag
+    assert re.search(r"the payload has (2[1-9]|3[01]) processes, the limit is 20", done.diag)
     assert nothing_left()

@@ -29,9 +29,9 @@ def processes() -> Iterator[list[subprocess.Popen[bytes]]]:
 def test_all_processes_get_the_signal_once(processes: list[subprocess.Popen[bytes]]) -> None:
     left = 100.0
     soft = SoftStop("USR1", 30, lambda: left, lambda: [process.pid for process in processes])
-    assert soft.look() == 60
-    left = 40.0
-    assert soft.look() == 10
+    assert soft.look() == 1
+    left = 31.5
+    assert soft.look() == 1.5
     assert all(process.poll() is None for process in processes)
     left = 30.0
     assert math.isinf(soft.look())
@@ -48,7 +48,8 @@ def test_without_a_signal_nothing_is_sent(processes: list[subprocess.Popen[bytes
 
 
 def test_an_end_that_is_far_is_looked_at_again_since_a_nearer_one_may_be_announced() -> None:
-    assert SoftStop("TERM", 30, lambda: math.inf, list).look() == 60
+    soft = SoftStop("TERM", 30, lambda: math.inf, list)
+    assert [soft.look() for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
 @pytest.mark.parametrize("text", ["USR1", "sigusr1", "10", "SIGUSR1"])
