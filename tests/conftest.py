@@ -22,6 +22,7 @@ from tests.parts.slurm import slurm
 
 __all__ = ["apptainer", "gcs_server", "htcondor", "image", "podman", "release", "rucio", "s3_server", "slurm"]
 
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport() -> Iterator[None]:
     """What was logged goes from process to process as UTF-8; a file name in it may be none."""
