@@ -120,9 +120,19 @@ def _wait(pid: int, options: int) -> tuple[int, int, Spent]:
     if not ended:
         return ended, status, Spent()
     io = tuple(now - then for now, then in zip(_own_io(), before, strict=True))
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    max_rss = usage.ru_maxrss if usage.ru_maxrss > own else 0
+    max_rss = usage.ru_maxrss if usage.ru_maxrss > _own_peak() else 0
     return ended, status, Spent(usage.ru_utime + usage.ru_stime, max_rss, io)
+
+
+def _own_peak() -> int:
+    """The most memory that we ever had, kB: a child's `ru_maxrss` begins there, since it starts as a copy of us.
+
+    Not our own `ru_maxrss`, which began at that of whoever started us: a large parent would hide small payloads.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _own_io() -> tuple[int, ...]:

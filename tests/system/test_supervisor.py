@@ -209,7 +209,7 @@ def test_a_wrapper_finds_the_log_of_its_pilot_in_the_work_directory(supervised, 
 
 def test_a_log_that_is_removed_at_the_end_is_not_silence_since_the_beginning(supervised):
     done = supervised("""
-        program = "import os, time; time.sleep(1.5); os.remove('log'); time.sleep(0.8)"
+        program = "import os, time; time.sleep(4); os.remove('log'); time.sleep(1)"
         Path("log").touch()
         stop = threading.Event()
         def touch():
@@ -217,7 +217,7 @@ def test_a_log_that_is_removed_at_the_end_is_not_silence_since_the_beginning(sup
                 os.utime("log")
         threading.Thread(target=touch, daemon=True).start()
         log = Path("log").absolute()
-        print(supervisor.run([*python, program], os.environ, here, log=lambda pid: log, stuck_after=1.2))
+        print(supervisor.run([*python, program], os.environ, here, log=lambda pid: log, stuck_after=3))
     """)
     assert done.stdout.split()[-1] == "0", done.stdout + done.stderr
 

@@ -299,3 +299,15 @@ def test_many_processes_leave_no_descriptor_and_no_zombie(processes):
 def zombie_children():
     """Those of other tests may be there: this process adopts what their servers leave behind."""
     return {pid for pid in children() if is_zombie(pid)}
+
+
+def test_a_large_parent_of_ours_does_not_hide_what_a_child_had():
+    """`ru_maxrss` of a process begins at that of whoever started it (exec keeps the old one)."""
+    us = (
+        "import os, subprocess, sys; from pilot import processes; "
+        "child = subprocess.Popen([sys.executable, '-c', 'x = bytearray(100 << 20)']); "
+        "print(processes._wait(child.pid, 0)[2].max_rss)"
+    )
+    starts = f"import subprocess, sys; x = bytearray(300 << 20); subprocess.run([sys.executable, '-c', {us!r}])"
+    done = subprocess.run([sys.executable, "-c", starts], capture_output=True, text=True, check=True)
+    assert 100 << 10 < int(done.stdout) < 150 << 10

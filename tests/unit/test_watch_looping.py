@@ -121,7 +121,7 @@ def test_the_tree_shows_children_under_their_parents():
     shell = subprocess.Popen(["bash", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
     child = int(shell.stdout.readline())
     try:
-        while b"sleep" not in Path(f"/proc/{child}/cmdline").read_bytes():
+        while not Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"sleep\0"):
             time.sleep(0.01)  # it is still the shell
         parent_line, child_line = process_tree([shell.pid, child]).splitlines()
         assert parent_line.startswith(f"{shell.pid} ") and "bash -c" in parent_line
