@@ -55,37 +55,36 @@ _PLATFORM = re.compile(r"([A-Za-z0-9_-]+)-.+-.+")
 #: An image in a registry: `[scheme://]host[:port]/path[:tag][@digest]`.
 REFERENCE = re.compile(r"([a-z0-9-]+://)?[A-Za-z0-9][\w./:@+-]*", re.ASCII)
 
+
+def _table(*rows: tuple[Code, str]) -> Sequence[tuple[Code, re.Pattern[str]]]:
+    return [(code, re.compile(pattern)) for code, pattern in rows]
+
+
 #: What a runtime or ALRB says when it cannot run a container, the most telling first: the table's texts (PILOT3 3),
 #: then what newer runtimes say instead.
-_TEXTS: Sequence[tuple[Code, re.Pattern[str]]] = [
-    (code, re.compile(pattern))
-    for code, pattern in (
-        (Code.SINGULARITYNOTINSTALLED, r"Singularity is not installed"),
-        (Code.APPTAINERNOTINSTALLED, r"Apptainer is not installed"),
-        (
-            Code.SINGULARITYFAILEDUSERNAMESPACE,
-            r"(?i)failed to create user namespace|user namespaces? (is|are) disabled",
-        ),
-        (Code.SINGULARITYNEWUSERNAMESPACE, r"Failed invoking the NEWUSER namespace runtime"),
-        (Code.SINGULARITYNOLOOPDEVICES, r"No more available loop devices"),
-        (Code.SINGULARITYBINDPOINTFAILURE, r"Not mounting requested bind point"),
-    )
-]
+_TEXTS = _table(
+    (Code.SINGULARITYNOTINSTALLED, r"Singularity is not installed"),
+    (Code.APPTAINERNOTINSTALLED, r"Apptainer is not installed"),
+    (
+        Code.SINGULARITYFAILEDUSERNAMESPACE,
+        r"(?i)failed to create user namespace|user namespaces? (is|are) disabled",
+    ),
+    (Code.SINGULARITYNEWUSERNAMESPACE, r"Failed invoking the NEWUSER namespace runtime"),
+    (Code.SINGULARITYNOLOOPDEVICES, r"No more available loop devices"),
+    (Code.SINGULARITYBINDPOINTFAILURE, r"Not mounting requested bind point"),
+)
 #: The same where only the runtime's own words count, since a payload may say this of something else.
-_OWN_TEXTS: Sequence[tuple[Code, re.Pattern[str]]] = [
-    (code, re.compile(pattern))
-    for code, pattern in (
-        (Code.SINGULARITYBINDPOINTFAILURE, r"mount source \S+ doesn't exist|statfs .*: no such file"),
-        (Code.IMAGENOTFOUND, r"(?i)could not open image|image format not recognized|manifest unknown|image not known"),
-        (
-            Code.IMAGENOTFOUND,
-            r"(?i)unable to handle \S+ uri|initializing source|pull access denied|unable to find image",
-        ),
-        (Code.SINGULARITYIMAGEMOUNTFAILURE, r"Failed to mount image|error: while mounting"),
-        (Code.SINGULARITYRESOURCEUNAVAILABLE, r"Resource temporarily unavailable"),
-        (Code.SINGULARITYGENERALFAILURE, r"Operation not permitted"),
-    )
-]
+_OWN_TEXTS = _table(
+    (Code.SINGULARITYBINDPOINTFAILURE, r"mount source \S+ doesn't exist|statfs .*: no such file"),
+    (Code.IMAGENOTFOUND, r"(?i)could not open image|image format not recognized|manifest unknown|image not known"),
+    (
+        Code.IMAGENOTFOUND,
+        r"(?i)unable to handle \S+ uri|initializing source|pull access denied|unable to find image",
+    ),
+    (Code.SINGULARITYIMAGEMOUNTFAILURE, r"Failed to mount image|error: while mounting"),
+    (Code.SINGULARITYRESOURCEUNAVAILABLE, r"Resource temporarily unavailable"),
+    (Code.SINGULARITYGENERALFAILURE, r"Operation not permitted"),
+)
 #: Beginning of a line that a runtime wrote itself.
 _OWN_LINE = re.compile(r"\s*(FATAL|ERROR|Error|docker|runc|crun)\s*:")
 

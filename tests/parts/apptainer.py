@@ -12,12 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.parts import CACHE, alone, cannot, debian
+from tests.parts.suites import fetch
 
 _PACKAGES = ("apptainer/sid", "libc6/trixie", "libsqlite3-0/trixie", "libseccomp2/trixie")
-_SOURCES = "".join(
-    f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian {suite} main\n"
-    for suite in ("sid", "trixie")
-)
 _LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
 
 #: As root: a container may not have more capabilities than we have, and there is no systemd.
@@ -58,26 +55,11 @@ def _installed() -> Path:
     with alone("apptainer"):
         if not (top / "done").exists():
             debian("patchelf", provides=("patchelf",))
-            _download(top)
+            if problem := fetch(top, _PACKAGES):
+                cannot(f"apptainer: {problem}")
             _unpack(top)
             (top / "done").touch()
     return program
-
-
-def _download(top: Path) -> None:
-    for name in ("lists/partial", "cache/archives/partial"):
-        (top / name).mkdir(parents=True, exist_ok=True)
-    (top / "sources.list").write_text(_SOURCES)
-    words = [
-        *(f"Dir::Etc::sourcelist={top}/sources.list", "Dir::Etc::sourceparts=/dev/null"),
-        *(f"Dir::State::lists={top}/lists", f"Dir::Cache={top}/cache", "Acquire::Languages=none"),
-        "APT::Sandbox::User=root",
-    ]
-    options = [word for option in words for word in ("-o", option)]
-    for command in (["update", "-q"], ["download", "-q", *_PACKAGES]):
-        done = subprocess.run(["apt-get", *options, *command], cwd=top, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            cannot(f"apt-get {command[0]} for apptainer failed: {done.stderr[-300:]}")
 
 
 def _unpack(top: Path) -> None:

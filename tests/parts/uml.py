@@ -17,12 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.parts import CACHE, alone, debian
+from tests.parts.suites import fetch
 
 _PACKAGES = ("user-mode-linux/sid", "libc6/trixie")
-_SOURCES = "".join(
-    f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian {suite} main\n"
-    for suite in ("sid", "trixie")
-)
 _LIBRARIES = Path("lib/usr/lib/x86_64-linux-gnu")
 
 #: Where inside the tmpfs and the shared directory are: not below /tmp, where a checkout may be.
@@ -110,25 +107,10 @@ def _installed() -> Path:
     with alone("uml"):
         if not program.exists():
             debian("patchelf", provides=("patchelf",))
-            _download(program.parent)
+            if problem := fetch(program.parent, _PACKAGES):
+                pytest.skip(f"user-mode Linux cannot be had: {problem}")
             _unpack(program.parent)
     return program
-
-
-def _download(top: Path) -> None:
-    for name in ("lists/partial", "cache/archives/partial"):
-        (top / name).mkdir(parents=True, exist_ok=True)
-    (top / "sources.list").write_text(_SOURCES)
-    words = [
-        *(f"Dir::Etc::sourcelist={top}/sources.list", "Dir::Etc::sourceparts=/dev/null"),
-        *(f"Dir::State::lists={top}/lists", f"Dir::Cache={top}/cache", "Acquire::Languages=none"),
-        "APT::Sandbox::User=root",
-    ]
-    options = [word for option in words for word in ("-o", option)]
-    for command in (["update", "-q"], ["download", "-q", *_PACKAGES]):
-        done = subprocess.run(["apt-get", *options, *command], cwd=top, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"user-mode Linux cannot be had: apt-get {command[0]}: {done.stderr[-300:]}")
 
 
 def _unpack(top: Path) -> None:
