@@ -7,22 +7,10 @@ own parts could raise are here too: they are in the records of servers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple
 
-from pilot.errors import Code
-
-
-class Fault(Enum):
-    """Whose fault an error commonly is."""
-
-    USER = "user"  #: the job: its code, its parameters, what it asks for
-    SITE = "site"  #: the node, the batch system, or how the queue is described
-    STORAGE = "storage"  #: a storage or a catalogue
-    SERVER = "server"  #: the PanDA server, or whoever made or ended the job
-    PILOT = "pilot"  #: a bug of ours
-    UNKNOWN = "unknown"
+from pilot.errors import Code, Fault
 
 
 class Cause(NamedTuple):

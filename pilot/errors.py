@@ -240,6 +240,17 @@ _SIGNAL_CODES: dict[int, Code] = {
 }
 
 
+class Fault(Enum):
+    """Whose fault an error commonly is."""
+
+    USER = "user"  #: the job: its code, its parameters, what it asks for
+    SITE = "site"  #: the node, the batch system, or how the queue is described
+    STORAGE = "storage"  #: a storage or a catalogue
+    SERVER = "server"  #: the PanDA server, or whoever made or ended the job
+    PILOT = "pilot"  #: a bug of ours
+    UNKNOWN = "unknown"
+
+
 class Trait(Enum):
     """What to do after a failed transfer."""
 

@@ -18,8 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from pilot.causes import Fault
-from pilot.errors import Code
+from pilot.errors import Code, Fault
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pilot.causes import Fault
-from pilot.errors import Code, PilotError
+from pilot.errors import Code, Fault, PilotError
 from pilot.job import File, Job, Kind
 from pilot.server.report import FileReport, State, Usage
 from pilot.staging.progress import ProgressLine

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pilot.bench import Bench
-from pilot.causes import Fault
 from pilot.cgroup import Nest
 from pilot.contain import Runtime, choose_runtime, failure_of, make_container, private_directory
-from pilot.errors import Code
+from pilot.errors import Code, Fault
 from pilot.experiment import JOURNAL
 from pilot.grace import Ledger
 from pilot.job import Job, Limits

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pilot import matchers
-from pilot.causes import Fault
-from pilot.errors import DIAG_LIMIT, Code, PilotError
+from pilot.errors import DIAG_LIMIT, Code, Fault, PilotError
 from pilot.job import Job
 from pilot.left import open_left
 from pilot.matchers import COMMON, Found, Matcher, row

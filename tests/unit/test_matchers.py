@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilot.causes import Fault
-from pilot.errors import Code
+from pilot.errors import Code, Fault
 from pilot.matchers import COMMON, LONGEST, MOST, Found, MatcherError, find, load_matchers, parse, parse_text, row
 
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pilot.causes import Fault
-from pilot.errors import DIAG_LIMIT, Code
+from pilot.errors import DIAG_LIMIT, Code, Fault
 from pilot.job import Access, File, Job, Kind
 from pilot.matchers import row
 from pilot.payload.diagnose import ERROR_REPORT, MATCHERS, Diagnosis, diagnose
