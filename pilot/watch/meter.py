@@ -99,6 +99,7 @@ class Tally:
         self._count = 0
         self._sums = dict.fromkeys(_MEMORY, 0)
         self._peaks = dict.fromkeys(_MEMORY, 0)
+        self._rss_at_pss = 0
         self._spent = Spent()
         self._seconds = 0.0
         self.charged_peak = 0
@@ -113,6 +114,8 @@ class Tally:
         self.last = sample
         self.charged_peak = max(self.charged_peak, sample.charged)
         self.processes_peak = max(self.processes_peak, sample.processes)
+        if sample.pss > self._peaks["pss"]:
+            self._rss_at_pss = sample.rss
         for name in _MEMORY:
             value = getattr(sample, name)
             self._sums[name] += value
@@ -125,8 +128,9 @@ class Tally:
         if grown > 0:  # a process was larger than all of them together at any sample
             self._peaks["rss"] += grown
             # What grows that fast is a process' own memory, not shared: without this a payload that takes all at once
-            # and dies has the PSS of its shell, by which the server finds memory for the next try.
-            self._peaks["pss"] += grown if self._count else 0
+            # and dies has the PSS of its shell, by which the server finds memory for the next try. PSS is measured more
+            # seldom than RSS: what came since then counts.
+            self._peaks["pss"] += spent.max_rss - self._rss_at_pss if self._count else 0
 
     def peak(self, name: str) -> int:
         """The highest `rss`, `pss`, `vmem` or `swap` known, kB."""

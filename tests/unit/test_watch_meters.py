@@ -123,6 +123,14 @@ class TestTally:
         tally.add(Sample(seconds=1, processes=0, rss=5))
         assert tally.usage().max_rss is None
 
+    def test_memory_that_came_after_pss_was_measured_counts_for_it(self):
+        """PSS is measured more seldom than RSS; here 10 of a process' memory were shared."""
+        tally = Tally()
+        tally.add(Sample(seconds=1, processes=1, rss=50, pss=40))
+        tally.add(Sample(seconds=2, processes=1, rss=150, pss=40))
+        tally.end(Spent(1.0, 200, (0, 0, 0, 0)), 2.0)
+        assert (tally.peak("rss"), tally.peak("pss")) == (200, 190)
+
     def test_the_kernels_own_numbers_win_over_samples_that_are_smaller(self):
         tally = Tally()
         tally.add(Sample(seconds=1, processes=1, rss=100, wchar=10, rchar=70, cpu=1.0))
