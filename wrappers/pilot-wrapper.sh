@@ -166,4 +166,8 @@ say "Python: $python"
 make_scratch
 get_pilot
 export PILOT_WRAPPER="${PILOT_WRAPPER:-$(readlink -f "$0")}"  # to start it again in a container
-exec "$python" "$scratch/pilot3/pilot.py" wrap --scratch "$scratch" "$@"
+# A signal that comes while Python starts waits until somebody listens, where `env` can do that (GNU coreutils 8.31).
+set -- "$python" "$scratch/pilot3/pilot.py" wrap --scratch "$scratch" "$@"
+readonly BLOCK=--block-signal=TERM,INT,QUIT,USR1,USR2,XCPU,HUP
+if env "$BLOCK" true 2>/dev/null; then exec env "$BLOCK" "$@"; fi
+exec "$@"
