@@ -2,9 +2,10 @@
 
 signals blocked -> directory, credentials, files of a pushed job -> pilot -> its log to the panda cache -> its exit code
 
-The kernel throws away a signal that process 1 has no handler for, but keeps one that is blocked. So the image starts us by
-`env --block-signal=...`, `pilot.py pod` blocks them once more as its first act, and they are let in when the `Supervisor`
-listens. Without `env` (GNU coreutils 8.31) what comes while Python starts is lost: the pod then ends by SIGKILL.
+The kernel throws away a signal that process 1 has no handler for, but keeps one that is blocked. So the image starts us
+by `env --block-signal=...`, `pilot.py pod` blocks them once more as its first act, and they are let in when the
+`Supervisor` listens. Without `env` (GNU coreutils 8.31) what comes while Python starts is lost: the pod then ends by
+SIGKILL.
 """
 
 from __future__ import annotations
