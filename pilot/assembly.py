@@ -6,7 +6,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,6 @@ from pilot.processes import Processes
 from pilot.queuedata import Queue, QueueInfo, Sources
 from pilot.removal import remove_tree
 from pilot.server import Server
-from pilot.server.auth import RENEWED
 from pilot.server.client import PandaServer
 from pilot.server.harvester import HarvesterServer
 from pilot.server.tls import Tls
@@ -306,8 +304,6 @@ def make_logship(
 
 def remove_main_dir(place: Place, cleanup: bool) -> None:
     """Remove what `make_main_dir` made; never the launch directory, nor the directory of a job that shall be kept."""
-    with suppress(OSError):
-        (place.main_dir / RENEWED).unlink()
     kept = any(any(place.main_dir.glob(f"*/{name}")) for name in (KEPT, NOTE))
     if cleanup and place.main_dir != place.launch_dir and not kept:
         remove_tree(place.main_dir)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from pilot import plugins
 from pilot.bench import Bench
+from pilot.credentials import payload_directory
 from pilot.errors import Code, PilotError
 from pilot.job import Job
 from pilot.masking import Secret
@@ -135,7 +136,9 @@ def make_container(
         private=_make_private(private_directory(bench, job)),
         environment=environment,
         environ=bench.environ,
-        mounts=mounts_of([cvmfs, *_linked(job, workdir), *named_files(environment)], workdir),
+        mounts=mounts_of(
+            [cvmfs, *_linked(job, workdir), payload_directory(bench.main_dir, job), *named_files(environment)], workdir
+        ),
         options=_options(queue.container_options or bench.settings.container_options, workdir),
         gpu=_wants_gpu(bench.settings.container_gpu, job, queue),
         memory_kb=memory_kb,

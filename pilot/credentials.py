@@ -1,16 +1,18 @@
 """Credentials over the life of a pilot: looked at before a job is taken, renewed while jobs run, kept from payloads.
 
 A token is renewed by the server (`get_access_token`) for whoever has its key; an X.509 proxy too (`getProxy`), for an
-experiment that names a role (PILOT3 7.7). Both are written anew in their place, a token in the pilot's own directory if
-we may not write there, always for our eyes only. Somebody else may renew them just as well: files are read again when
-they change.
+experiment that names a role (PILOT3 7.7). Both are written anew in their place, for our eyes only; what is mounted has
+no such place, so the pilot works with a copy of its own from the start, and follows the mounted file. Somebody else may
+renew them just as well: files are read again when they change. Payloads' proxies are renewed in their place, too.
 """
 
 from __future__ import annotations
 
 import logging
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -19,8 +21,9 @@ from pilot.errors import Code, PilotError, ServerError
 from pilot.experiment import Experiment
 from pilot.job import Job
 from pilot.masking import Secret
-from pilot.server.auth import Auth, CredentialError, read_secret, write_private
-from pilot.server.expiry import certificate_end, token_end
+from pilot.mirror import Mirror
+from pilot.server.auth import TOKEN_VARIABLES, Auth, CredentialError, find_auth, read_secret, write_private
+from pilot.server.expiry import certificate_end, chain_end, token_end
 from pilot.stop import Stop, in_thread
 
 logger = logging.getLogger(__name__)
@@ -50,7 +53,7 @@ class Keeper:
         issuer: renews them.
         auth: what the pilot shows to the server.
         experiment: names roles.
-        scratch: the pilot's own directory.
+        scratch: the pilot's own directory, for payloads' proxies.
         verify: False to trust that somebody else looks after them (`-t`).
         enough: s that a proxy must last for a job to be taken.
         token_key: file with the key for renewals of the token; None for no renewal.
@@ -84,6 +87,7 @@ class Keeper:
         self._verify_payload_proxy = verify_payload_proxy
         self._tell = tell
         self._renewed = -RENEWAL
+        self._payloads: dict[int, Job] = {}
 
     async def check(self) -> None:
         """See that a job may be taken; try a renewal first if not.
@@ -114,6 +118,8 @@ class Keeper:
                 left = await in_thread(self._left)
             if self._verify and left is not None and left <= 0:
                 stop.request(PilotError(Code.VOMSPROXYABOUTTOEXPIRE, self._problem(left).detail))
+            for job in list(self._payloads.values()):
+                await self._renew_payload(job)
 
     async def for_payload(self, job: Job) -> dict[str, str]:
         """The variable with the payload's own proxy; nothing if it gets none.
@@ -124,19 +130,38 @@ class Keeper:
         text = await self._payload_text(job)
         if text is None:
             return {}
-        path = self._payload_file(job)
-        await in_thread(write_private, path, text)
-        end = await in_thread(certificate_end, path)
+        end = chain_end(text)
         if self._verify_payload_proxy and end is not None and end <= time.time():
             raise PilotError(Code.NOPROXY, f"the payload's proxy ended {_date(end)}")
+        path = self._payload_file(job)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        await in_thread(write_private, path, text)
+        self._payloads[job.job_id] = job
         return {"X509_USER_PROXY": str(path)}
 
     def forget(self, job: Job) -> None:
         """Remove the payload's proxy: without a work directory it would lie where batch systems fetch files from."""
-        self._payload_file(job).unlink(missing_ok=True)
+        if self._payloads.pop(job.job_id, None):
+            shutil.rmtree(self._payload_file(job).parent, ignore_errors=True)
+
+    async def _renew_payload(self, job: Job) -> None:
+        """Put a longer proxy in the place of one that ends soon: a payload that opens it again has it."""
+        path = self._payload_file(job)
+        try:
+            end = await in_thread(certificate_end, path)
+            if end is None or end - time.time() >= SHORT:
+                return
+            text = await self._payload_text(job)
+            if text is None or (chain_end(text) or 0) <= end or job.job_id not in self._payloads:
+                return
+            await in_thread(write_private, path, text)
+        except OSError as error:
+            logger.warning("the payload's proxy is not renewed: %s", error)
+        else:
+            logger.info("job %d: the payload's proxy is renewed", job.job_id)
 
     def _payload_file(self, job: Job) -> Path:
-        return self._scratch / f"x509-payload-{job.job_id}.proxy"
+        return payload_directory(self._scratch, job) / "proxy"
 
     async def _payload_text(self, job: Job) -> str | None:
         own = self._auth.certificate
@@ -144,7 +169,7 @@ class Keeper:
             try:
                 proxy = await self._issuer.get_proxy(self._experiment.proxy_role(job))
             except ServerError as error:
-                logger.warning("the payload gets no proxy: %s", error.detail)
+                logger.warning("the payload gets no proxy from the server: %s", error.detail)
                 return None
             self._tell(proxy)
             return proxy.reveal()
@@ -187,7 +212,7 @@ class Keeper:
                 key = await in_thread(read_secret, self._token_key)
                 fresh = await self._issuer.get_access_token(CLIENT, key.reveal())
                 self._tell(fresh)
-                place = await in_thread(self._auth.token.renew, fresh, self._scratch)
+                place = await in_thread(self._auth.token.renew, fresh)
             elif self._auth.certificate and role:
                 fresh = await self._issuer.get_proxy(role)
                 self._tell(fresh)
@@ -208,6 +233,32 @@ def find_key(name: str, directories: Sequence[Path]) -> Path | None:
     """The file with the key for renewals that `PANDA_AUTH_TOKEN_KEY` names, None if there is none."""
     places = [Path(name), *(directory / name for directory in directories)] if name else []
     return next((path.absolute() for path in places if path.is_file()), None)
+
+
+def payload_directory(scratch: Path, job: Job) -> Path:
+    """The directory of a payload's proxy: a container that saw the file alone would never see its successor."""
+    return scratch / f"x509-payload-{job.job_id}"
+
+
+def with_copies(
+    environ: Mapping[str, str], cacert: str, directories: Sequence[Path], experiment: Experiment, mirror: Mirror
+) -> tuple[Mapping[str, str], str]:
+    """Environment and `--cacert` that name copies of what can be renewed, but not where it is.
+
+    Raises:
+        CredentialError: as `find_auth`.
+    """
+    auth = find_auth(environ, cacert=cacert, directories=directories)
+    if auth.token and environ.get("PANDA_AUTH_TOKEN_KEY"):
+        name = next(name for name in TOKEN_VARIABLES if environ.get(name))
+        with suppress(CredentialError):  # it is missing: who asks the server will say so
+            return {**environ, name: mirror.add(str(auth.token.find()))}, cacert
+    elif auth.certificate and experiment.proxy_role(None):
+        own = str(auth.certificate)
+        copy = mirror.add(own)
+        everywhere = copy != own and environ.get("X509_USER_PROXY", own) == own  # also for copy tools and Rucio
+        return {**environ, "X509_USER_PROXY": copy} if everywhere else environ, copy if cacert else ""
+    return environ, cacert
 
 
 def _date(when: float) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,12 +28,14 @@ from pilot.assembly import (
 )
 from pilot.batch import BatchFacts
 from pilot.bench import Bench
+from pilot.credentials import with_copies
 from pilot.download import fetch_url
 from pilot.errors import Code, PilotError, ServerError
 from pilot.exchange import TRIES, WAIT, speaks_by_files, with_exchange
 from pilot.features import read_features
 from pilot.grace import node_grace
 from pilot.masking import Masker
+from pilot.mirror import Mirror, is_fixed
 from pilot.node import read_node
 from pilot.nodemap import tell_node
 from pilot.outcome import Progress
@@ -108,6 +112,7 @@ class PilotRun:
         self._settings = settings.with_experiment(self._experiment.settings, self._experiment.name)
         if told := node_grace(environ):
             self._settings = self._settings.with_node("grace", *told)
+        self._cacert = settings.cacert
         self._masker = Masker()
         self.reason: PilotError | None = None
 
@@ -149,7 +154,8 @@ class PilotRun:
     async def _guarded(self, place: Place, log: PilotLog, tick: Tick | None) -> int:
         beside = [asyncio.ensure_future(tick())] if tick else []
         try:
-            await self._run(place, log)
+            with self._copies(place) as place:
+                await self._run(place, log)
         except PilotError as error:
             logger.error("%s", error)
             self.reason = error
@@ -165,6 +171,16 @@ class PilotRun:
         logger.info("pilot ends after %.1f s with exit code %d", time.monotonic() - self._started, exit_code)
         hold()
         return exit_code
+
+    @contextmanager
+    def _copies(self, place: Place) -> Iterator[Place]:
+        """The place with copies of credentials that could not be renewed where they are."""
+        with Mirror(place.main_dir / f"credentials-{os.getpid()}", is_fixed) as mirror:
+            directories = [place.launch_dir, place.main_dir]
+            environ, self._cacert = with_copies(
+                place.environ, self._settings.cacert, directories, self._experiment, mirror
+            )
+            yield replace(place, environ=environ)
 
     async def _run(self, place: Place, log: PilotLog) -> None:
         stop = Stop()
@@ -283,7 +299,7 @@ class PilotRun:
             None,
             environ=place.environ,
             api=settings.server_api,
-            cacert=settings.cacert,
+            cacert=self._cacert,
             capath=settings.capath,
             allow_http=settings.allow_http,
             directories=[place.launch_dir, place.main_dir],

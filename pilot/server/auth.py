@@ -21,9 +21,6 @@ TOKEN_VARIABLES = ("PANDA_AUTH_TOKEN", "OIDC_AUTH_TOKEN")
 ORIGIN_VARIABLES = ("PANDA_AUTH_ORIGIN", "OIDC_AUTH_ORIGIN")
 DIRECTORY_VARIABLES = ("PANDA_AUTH_DIR", "OIDC_AUTH_DIR")
 
-#: Name of a renewed token that could not take the place of the old one, in the pilot's own directory.
-RENEWED = "renewed_token"
-
 #: Largest token file read, bytes: a header of more than 8 kB is refused by common web servers.
 _TOKEN_LIMIT = 65536
 
@@ -85,21 +82,14 @@ class TokenFile:
         except OSError as error:
             raise CredentialError(f"token file {path}: {error.strerror or error}") from None
 
-    def renew(self, token: Secret, scratch: Path) -> Path:
-        """Put a new token in the place of the file, or into `scratch` where we may not write: secrets may be mounted.
+    def renew(self, token: Secret) -> Path:
+        """Put a new token in the place of the file.
 
         Raises:
-            OSError: neither can be written.
+            CredentialError: there is none. OSError: it cannot be written.
         """
-        text = token.reveal().strip() + "\n"
-        try:
-            place = self.find()
-            write_private(place, text)
-        except (OSError, CredentialError):
-            place = scratch / RENEWED
-            write_private(place, text)
-            with self._lock:
-                self._places = [place, *(path for path in self._places if path != place)]
+        place = self.find()
+        write_private(place, token.reveal().strip() + "\n")
         return place
 
     def find(self) -> Path:

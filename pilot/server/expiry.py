@@ -29,7 +29,17 @@ def token_end(token: str) -> float | None:
 
 def certificate_end(path: Path) -> float | None:
     """When the first of the certificates of a file's chain ends, seconds since 1970; None if that cannot be read."""
+    return chain_end(path.read_text(errors="replace"))
+
+
+def secret_end(path: Path) -> float | None:
+    """When the certificates or the token in a file end, seconds since 1970; None if they do not tell."""
     text = path.read_text(errors="replace")
+    return chain_end(text) if "-----BEGIN" in text else token_end(text.strip())
+
+
+def chain_end(text: str) -> float | None:
+    """When the first of the certificates of a PEM text ends, seconds since 1970; None if that cannot be read."""
     starts = [part.rpartition("-----BEGIN")[2] for part in text.split(_END)[:-1]]
     try:
         return min(_not_after(ssl.PEM_cert_to_DER_cert(f"-----BEGIN{start}{_END}")) for start in starts)

@@ -24,8 +24,8 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
+from pilot.mirror import Mirror
 from pilot.version import __version__
-from pilot.wrap.mirror import Mirror
 from pilot.wrap.podenv import CONFIG_FILES, PodOptions
 from pilot.wrap.setup import shown
 from pilot.wrap.supervise import FORWARDED, StoppedError, Supervisor, put

@@ -4,11 +4,13 @@ import base64
 import json
 import stat
 import subprocess
+import sys
 import time
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
-from tests.grid import Grid, until
+from tests.grid import ENVIRON, Grid, until
 from tests.parts import program
 
 
@@ -38,6 +40,25 @@ def proxies(tmp_path_factory):
     return {name: certificate(folder, name, days) for name, days in (("ended", -1), ("user", 2), ("lasting", 10))}
 
 
+@contextmanager
+def read_only(folder):
+    """A directory that is mounted read-only, such as a secret of a pod."""
+    if subprocess.run(["mount", "--bind", "-o", "ro", folder, folder], check=False).returncode:
+        pytest.skip("no right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+#: A pilot of an experiment with a role, that looks at its credentials all the time and takes three days for short.
+RENEWING = (
+    "import pilot.credentials as c; from pilot.experiment import Experiment; from pilot.cli.main import main;"
+    "c.LOOK, c.SHORT = 0.1, 3 * 86400.0; Experiment.proxy_role = lambda self, job: 'role'; raise SystemExit(main())"
+)
+
+
 @pytest.fixture
 def grid(tmp_path, proxies):
     (tmp_path / "fresh").write_text(token(86400))
@@ -45,12 +66,12 @@ def grid(tmp_path, proxies):
         yield grid
 
 
-def pilot_with(grid, *options, env, queue="Q"):
+def pilot_with(grid, *options, queue="Q", **how):
     """A pilot that does look at its credentials: the grid's own options have `-t`."""
     grid_options = grid.options
     grid.options = lambda *more, queue=queue: [word for word in grid_options(*more, queue=queue) if word != "-t"]
     try:
-        return grid.pilot(*options, env=env, queue=queue)
+        return grid.pilot(*options, queue=queue, **how)
     finally:
         grid.options = grid_options
 
@@ -88,11 +109,7 @@ def test_a_token_is_renewed_by_the_server(grid, tmp_path, mounted):
     file = folder / "token"
     file.write_text(token(-60))
     (tmp_path / "key").write_text("the-key-of-the-token\n")
-    if mounted and subprocess.run(["mount", "--bind", "-o", "ro", folder, folder], check=False).returncode:
-        pytest.skip("no right to mount")
-    try:
-        if mounted:
-            subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+    with read_only(folder) if mounted else nullcontext():
         (job_id,) = grid.submit(grid.job("sleep 1"))
         names = {
             "PANDA_AUTH_TOKEN": str(file),
@@ -101,17 +118,38 @@ def test_a_token_is_renewed_by_the_server(grid, tmp_path, mounted):
         }
         pilot = pilot_with(grid, "-a", "", env=names)
         assert pilot.wait() == 0, pilot.text
-    finally:
-        if mounted:
-            subprocess.run(["umount", folder], check=True)
     assert grid.job_of(job_id).state == "finished"
     assert "the credential is renewed" in pilot.text
     assert "the-key-of-the-token" not in pilot.text
     assert (tmp_path / "fresh").read_text() not in pilot.text
-    assert not (pilot.cwd / "renewed_token").exists()  # batch systems fetch what lies there
+    assert not list(pilot.cwd.glob("credentials-*"))  # batch systems fetch what lies there
     if not mounted:
         assert file.read_text().strip() == (tmp_path / "fresh").read_text()
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("option", [False, True], ids=["environment", "option"])
+def test_all_use_the_renewed_copy_of_a_proxy_that_is_mounted(tmp_path, proxies, option):
+    folder = tmp_path / "secret"
+    folder.mkdir()
+    file = folder / "x509up"
+    file.write_bytes(proxies["user"].read_bytes())
+    file.chmod(0o400)
+    with Grid(tmp_path / "roles", grants={"proxy": proxies["lasting"]}) as grid, read_only(folder):
+        grid.queue("Q", params={"pilot_payload_variables": "X509_USER_PROXY", "pilot_free_space_limit": 0})
+        command = "cd; stat -c %a $X509_USER_PROXY; openssl x509 -noout -subject -in $X509_USER_PROXY"
+        (job_id,) = grid.submit(grid.job(f"({command}) > who", outputs=["who"]))
+        named = {"more": ("--cacert", str(file)), "env": {}} if option else {"env": {"X509_USER_PROXY": str(file)}}
+        settings = tmp_path / "long.cfg"
+        settings.write_text(grid.settings.read_text() + f"proxy_limit = {5 * 86400}\n")
+        more = named.pop("more", ())
+        program = (sys.executable, "-c", RENEWING, "run")
+        pilot = pilot_with(grid, "-a", "", "--config", str(settings), *more, command=program, **named)
+        assert pilot.wait() == 0, pilot.text
+        told = grid.job_of(job_id).path("who").read_text()
+    assert told.startswith("600\n") and "CN = lasting" in told
+    assert file.read_bytes() == proxies["user"].read_bytes()
+    assert not list(pilot.cwd.glob("credentials-*"))
 
 
 def test_no_token_is_renewed_without_leave(grid, tmp_path):
@@ -156,6 +194,35 @@ def test_a_user_s_payload_gets_the_user_s_proxy_and_not_ours(grid, proxies):
     assert done.path("mode").read_text() == "600\n"
     assert b"PRIVATE KEY" not in b"".join(done.log().values())
     assert not list(pilot.cwd.glob("x509*"))  # batch systems fetch what lies there
+
+
+@pytest.mark.parametrize("runtime", ["", "apptainer"], ids=["on the node", "in a container"])
+def test_the_proxy_of_a_payload_is_renewed_while_it_runs(tmp_path, proxies, runtime, request):
+    queue, fields, path = {}, {}, ENVIRON["PATH"]
+    if runtime:
+        apptainer = request.getfixturevalue("apptainer")
+        queue = {"container_type": "apptainer:pilot", "container_options": apptainer.options}
+        fields, path = {"container_name": str(apptainer.image)}, f"{apptainer.program.parent}:{path}"
+    granted = tmp_path / "granted"
+    granted.write_bytes(proxies["user"].read_bytes())
+    with Grid(tmp_path / "other", grants={"proxy": granted}) as grid:
+        grid.queue("USERS", params={"pilot_payload_proxy": "server", "pilot_free_space_limit": 0}, **queue)
+        subject = 'openssl x509 -noout -subject -in "$X509_USER_PROXY"'
+        wait = f"until {subject} | grep lasting >>who; do sleep 0.1; done"
+        command = f"{subject} >who; {wait}; stat -c %a $X509_USER_PROXY >>who"
+        (job_id,) = grid.submit(analysis(grid, command, outputs=["who"], **fields))
+        program = (sys.executable, "-c", RENEWING, "run")
+        environ = {"X509_USER_PROXY": str(proxies["lasting"]), "PATH": path}
+        pilot = pilot_with(grid, "-j", "user", env=environ, queue="USERS", command=program)
+        until(lambda: any("user" in file.read_text() for file in grid.work.glob("*/PanDA_Pilot-*/who")))
+        time.sleep(0.3)  # it asks for a new one, and gets none that lasts longer
+        (tmp_path / "new").write_bytes(proxies["lasting"].read_bytes())
+        (tmp_path / "new").rename(granted)
+        pilot.wait()
+        done = grid.job_of(job_id)
+        assert done.state == "finished", pilot.text
+        assert pilot.text.count("the payload's proxy is renewed") == 1
+        assert [line.split()[-1] for line in done.path("who").read_text().splitlines()] == ["user", "lasting", "600"]
 
 
 def test_a_payload_whose_proxy_has_ended_is_not_started(tmp_path, proxies):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -12,12 +15,12 @@ import pytest
 from pilot.alive import Alive
 from pilot.cli.main import main
 from pilot.job import Job
+from pilot.mirror import Mirror, is_fixed
 from pilot.podmode import in_pod, show_job_dir
 from pilot.queuedata import QueueInfo
 from pilot.queuedata.queue import Queue
 from pilot.settings import Settings
 from pilot.watch.walltime import slot_seconds
-from pilot.wrap.mirror import Mirror
 from pilot.wrap.podenv import PodOptions, alive_socket
 
 #: What Harvester gives a pod of Rubin (PILOT3 9.2).
@@ -122,6 +125,52 @@ def test_a_credential_that_others_can_read_has_a_private_copy_that_follows_it(tm
                 break
             asyncio.run(asyncio.sleep(0.01))
         assert (copy.read_text(), copy.stat().st_mode & 0o777) == ("22", 0o600)
+
+
+def test_of_a_renewed_copy_and_a_changed_secret_the_one_that_lasts_longer_wins(tmp_path: Path) -> None:
+    def token(end: int) -> str:
+        return f"e30.{base64.urlsafe_b64encode(json.dumps({'exp': end}).encode()).decode().rstrip('=')}.c2ln"
+
+    def put(path: Path, end: int) -> None:
+        (tmp_path / "new").write_text(token(end))
+        (tmp_path / "new").rename(path)
+
+    secret = tmp_path / "token"
+    put(secret, 1000)
+    with Mirror(tmp_path / "copies", lambda path: True, look=0.01) as mirror:
+        copy = Path(mirror.add(str(secret)))
+        put(copy, 3000)  # the pilot renews it
+        put(secret, 2000)
+        time.sleep(0.2)
+        assert copy.read_text() == token(3000)
+        put(secret, 4000)
+        for _ in range(500):
+            if copy.read_text() == token(4000):
+                break
+            time.sleep(0.01)
+        assert (copy.read_text(), copy.stat().st_mode & 0o777) == (token(4000), 0o600)
+    assert not copy.exists()
+
+
+@pytest.mark.parametrize("how", ["directory", "file"])
+def test_a_file_that_is_mounted_or_in_a_read_only_directory_needs_a_copy(tmp_path: Path, how: str) -> None:
+    file, other = tmp_path / "file", Path("/dev/shm") / f"pilot-{os.getpid()}"
+    file.touch(0o600)
+    assert not is_fixed(file)
+    other.touch()
+    try:
+        target = tmp_path if how == "directory" else file
+        options = ["-o", "ro", str(tmp_path)] if how == "directory" else [str(other)]
+        if subprocess.run(["mount", "--bind", *options, str(target)], check=False).returncode:
+            pytest.skip("no right to mount")
+        try:
+            if how == "directory":
+                subprocess.run(["mount", "-o", "remount,ro,bind", str(target)], check=True)
+            assert is_fixed(file)
+        finally:
+            subprocess.run(["umount", str(target)], check=True)
+    finally:
+        other.unlink()
 
 
 def info(**fields: object) -> QueueInfo:
