@@ -1,9 +1,9 @@
 """Log sink `fluentd`: the forward protocol, through the client fluent-logger (`fluentd;tcp://host:24224`).
 
 The tag is the name of the log. The client sends over plain TCP, to loopback unless `--allow-http` is given: let a local
-fluent-bit carry the log over TLS. It asks for no acknowledgement: what it wrote is in the kernel's hands, not yet
-Fluentd's. Lines in flight when the receiver dies are lost, and are not counted (gaps in `seq` tell). Where that
-matters, choose another sink.
+fluent-bit carry the log over TLS. A batch is done with when the server has acknowledged it, as Fluentd and fluent-bit
+(from 1.5) do; one that was not in time is sent again. `;ack=no` asks for none: then, and where a server never gives
+one, lines in flight when it dies are lost, and are not counted (gaps in `seq` tell).
 """
 
 from __future__ import annotations
@@ -34,17 +34,14 @@ class Fluentd(LogSink):
             raise SinkError(f"{parts.hostname}: it would show the log in plain text, without --allow-http", retry=False)
         self._host, self._port = parts.hostname, parts.port or PORT
         self._sender: Any = None
-        self._written = 0
 
     def send(self, batch: Sequence[Record]) -> None:
-        """Write a batch; of one that is sent again, what was not written before."""
-        sender = self._sender = self._sender or self._connect()
-        for record in batch[self._written :]:
-            if not sender.emit_with_time(None, record.when, dict(record.fields)):
-                sender.pendings = None  # the client would send it again by itself, after we did
-                raise SinkError(f"{self._host}:{self._port}: {sender.last_error}")
-            self._written += 1
-        self._written = 0
+        """Send a batch, and wait until the server has it."""
+        self._sender = self._sender or self._connect()
+        try:
+            self._sender.forward(batch)
+        except OSError as error:
+            raise SinkError(f"{self._host}:{self._port}: {error}") from error
 
     def close(self) -> None:
         """Close the connection."""
@@ -52,14 +49,8 @@ class Fluentd(LogSink):
             self._sender.close()
 
     def _connect(self) -> Any:
-        from fluent.sender import FluentSender
+        from plugins.logsinks._forward import ForwardSender
 
-        return FluentSender(
-            self.context.log_name,
-            host=self._host,
-            port=self._port,
-            timeout=self.context.timeout,
-            nanosecond_precision=True,
-            forward_packet_error=False,
-            msgpack_kwargs={"default": str, "unicode_errors": "backslashreplace"},
-        )
+        ask = self.context.options.get("ack") != "no"
+        timeout = self.context.timeout
+        return ForwardSender(self.context.log_name, ask=ask, host=self._host, port=self._port, timeout=timeout)

@@ -20,6 +20,7 @@ class Printer extends FluentServer {
   }
 }
 const server = new Printer({ listenOptions: { port: Number(process.argv[1]), host: "127.0.0.1" } });
+if (process.argv[2]) server.server.on("connection", (socket) => { socket.write = () => true; });
 server.listen().then(() => process.stdout.write(JSON.stringify({ port: server.port }) + "\\n"));
 """
 
@@ -35,13 +36,13 @@ def install() -> None:
 
 
 class FluentdServer:
-    """A running server. `entries` is what it took: tag, time and record."""
+    """A running server. `entries` is what it took: tag, time and record. A `silent` one acknowledges nothing."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, *, silent: bool = False) -> None:
         install()
         self.entries: list[dict[str, Any]] = []
         self.port = 0
-        argv = [program("node"), "-e", _SERVER, str(port)]
+        argv = [program("node"), "-e", _SERVER, str(port), *(["silent"] if silent else [])]
         self._process = subprocess.Popen(argv, cwd=_FOLDER, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

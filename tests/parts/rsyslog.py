@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -45,6 +46,15 @@ class Rsyslog:
         with open(folder / "rsyslog.out", "ab") as out:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         wait_until(lambda: listens(self.port), "rsyslog listens")
+
+    def hang(self) -> None:
+        """It reads no more; its kernel takes bytes all the same."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def kill(self) -> None:
+        """As a crash: what it had in memory is gone."""
+        self._process.kill()
+        self._process.wait()
 
     def close(self) -> None:
         stop(self._process)

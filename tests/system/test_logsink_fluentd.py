@@ -20,8 +20,8 @@ def server():
     server.close()
 
 
-def sink(port, kind="fluentd"):
-    (made,) = make_sinks(parse(f"{kind};tcp://127.0.0.1:{port}"), SinkContext(timeout=1.0))
+def sink(port, kind="fluentd", words=""):
+    (made,) = make_sinks(parse(f"{kind};tcp://127.0.0.1:{port}{words}"), SinkContext(timeout=1.0))
     return made
 
 
@@ -87,6 +87,24 @@ def test_one_that_was_started_again_gets_the_next_lines(server):
     finally:
         made.close()
         again.close()
+
+
+def test_one_that_never_acknowledges_is_waited_for_once(caplog):
+    server = FluentdServer(silent=True)
+    made, told = sink(server.port), sink(server.port, words=";ack=no")
+    try:
+        with pytest.raises(SinkError, match="no acknowledgement"):
+            made.send(records("one"))
+        for each in (made, made, told):
+            each.send(records("two"))
+        assert until(lambda: messages(server) == ["one", "two", "two", "two"])
+        assert [record.message for record in caplog.records] == [
+            f"127.0.0.1:{server.port} gave no acknowledgement: from now on none is waited for"
+        ]
+    finally:
+        made.close()
+        told.close()
+        server.close()
 
 
 @pytest.mark.parametrize("url", ["tcp://example.org:24224", "udp://localhost", ""])

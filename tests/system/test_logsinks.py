@@ -1,8 +1,11 @@
 """Each sink delivers what its receiver understands, once and in order, through the faults that receivers have."""
 
 import base64
+import json
+import socket
 import ssl
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -125,11 +128,30 @@ def test_a_tcp_connection_that_was_closed_is_made_anew():
 
 
 def _delivered(made, server):
+    return _is_sent(made, records("two")) and until(lambda: "two" in messages(server), 1.0)
+
+
+def test_a_tcp_server_that_reads_late_gets_a_batch_once():
+    batch = records(*["x" * 60_000] * 120)  # more than the kernels of both sides keep
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        made = sink(f"logstash;tcp://127.0.0.1:{server.getsockname()[1]}", timeout=0.2)
+        for _ in range(2):
+            with pytest.raises(SinkError):
+                made.send(batch)
+        connection, _ = server.accept()
+        with ThreadPoolExecutor(1) as reader, connection, connection.makefile("rb") as file:
+            read = reader.submit(file.readlines)
+            assert until(lambda: _is_sent(made, batch))
+            made.close()
+            assert [json.loads(line)["seq"] for line in read.result()] == list(range(1, 121))
+
+
+def _is_sent(made, batch):
     try:
-        made.send(records("two"))
+        made.send(batch)
     except SinkError:
         return False
-    return until(lambda: "two" in messages(server), 1.0)
+    return True
 
 
 def test_labels_of_loki_are_few_and_can_be_chosen():
