@@ -29,6 +29,9 @@ KEPT = ("adler32", "md5")
 #: Seconds that signed URLs of replicas are good for, as with Pilot 3.
 SIGNATURE_LIFETIME = 86400
 
+#: RSEs that files of virtual placement are read from (PILOT3 4.3).
+REAL_DISKS = r"istape=False\type=SPECIAL"
+
 
 class ChecksumMismatch(Exception):  # noqa: N818 - these names are words of the reply
     """The catalogue has a file of this name with other content."""
@@ -127,15 +130,24 @@ class Rucio:
 # ------------------------------------------------------------------------------------------------------------ catalogue
 
 
-def replicas(rucio: Rucio, dids: list[dict[str, str]], schemes: list[str], site: str) -> list[dict[str, Any]]:
-    """Replicas of files on disk, one call for all."""
+def replicas(
+    rucio: Rucio, dids: list[dict[str, str]], schemes: list[str], site: str, virtual: bool = False
+) -> list[dict[str, Any]]:
+    """Replicas of files on disk, one call for all; `virtual` for a job with `useVP`."""
+    location = {"site": site} if site else {}
+    only: dict[str, Any] = {}
+    if virtual:
+        only = {"rse_expression": REAL_DISKS, "ignore_availability": False}
+        names = [name for name in ("latitude", "longitude") if os.environ.get(f"RUCIO_{name.upper()}")]
+        location.update({name: os.environ[f"RUCIO_{name.upper()}"] for name in names})
     found = rucio.replicas.list_replicas(
         dids,
         schemes=schemes or None,
         sort="geoip",
-        client_location={"site": site} if site else None,
+        client_location=location or None,
         signature_lifetime=SIGNATURE_LIFETIME,
         domain=None if site else "wan",
+        **only,
     )
     return [_replica(entry) for entry in found]
 

@@ -110,6 +110,12 @@ class Catalogue(ABC):
             site: where we are, in the catalogue's words.
         """
 
+    def virtual_replicas(
+        self, files: Sequence[File], handle: Handle, site: str = ""
+    ) -> Mapping[str, Sequence[Replica]]:
+        """As `replicas`, for a job with `useVP` (ATLAS' virtual placement), which reads all by XRootD."""
+        return self.replicas(files, handle, ("root",), site)
+
     @abstractmethod
     def register(self, files: Sequence[Registration], handle: Handle) -> None:
         """Register the outputs of a job with their datasets: all of them, or an error that says what remains.

@@ -71,7 +71,7 @@ class Planner:
         self._analysis = self._job.is_analysis and info.queue.type == "unified"
         self._reading = ["read_lan_analysis", "read_lan"] if self._analysis else ["read_lan"]
         self._near = info.queue.storages(self._reading)
-        self._replicas = Replicas(info.queue, self._near, catalogue)
+        self._replicas = Replicas(info.queue, self._near, catalogue, virtual=self._job.use_vp)
         self._said: set[tuple[str, ...]] = set()
         self._final = experiment.mv_to_final_destination or info.queue.catchall_flag("mv_final_destination")
 

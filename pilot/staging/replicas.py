@@ -43,12 +43,16 @@ class Replicas:
         queue: that reads them.
         near: its endpoints to read from, the preferred first.
         catalogue: knows them; None if nobody does.
+        virtual: the job has `useVP`.
     """
 
-    def __init__(self, queue: Queue, near: Sequence[str], catalogue: Catalogue | None = None) -> None:
+    def __init__(
+        self, queue: Queue, near: Sequence[str], catalogue: Catalogue | None = None, *, virtual: bool = False
+    ) -> None:
         self._queue = queue
         self._near = tuple(near)
         self._catalogue = catalogue
+        self._virtual = virtual
         self._known: Mapping[str, Sequence[Replica]] | None = None
         self.problem: PilotError | None = None
 
@@ -60,7 +64,10 @@ class Replicas:
         if self._catalogue is None or not files:
             return list(files)
         try:
-            self._known = self._catalogue.replicas(files, handle, schemes, self._queue.site)
+            if self._virtual:
+                self._known = self._catalogue.virtual_replicas(files, handle, self._queue.site)
+            else:
+                self._known = self._catalogue.replicas(files, handle, schemes, self._queue.site)
         except PilotError as error:
             handle.check()  # a stop is not the catalogue's fault
             logger.warning("no replicas from %s: %s", self._catalogue.name, error)

@@ -54,9 +54,21 @@ class Rucio(Catalogue):
         Raises:
             PilotError: RUCIOLISTREPLICASFAILED (1322), RUCIOSERVICEUNAVAILABLE (1316), ...
         """
+        return self._look_up(files, handle, schemes=list(schemes), site=site)
+
+    def virtual_replicas(
+        self, files: Sequence[File], handle: Handle, site: str = ""
+    ) -> Mapping[str, Sequence[Replica]]:
+        """As `replicas`, by XRootD from disks of RSEs that are real and available, in order of the way from here.
+
+        Where that is say `RUCIO_LATITUDE` and `RUCIO_LONGITUDE` (PILOT3 4.3).
+        """
+        return self._look_up(files, handle, schemes=["root"], site=site, virtual=True)
+
+    def _look_up(self, files: Sequence[File], handle: Handle, **how: Any) -> Mapping[str, Sequence[Replica]]:
         dids = [{"scope": file.scope, "name": file.lfn} for file in files]
         try:
-            found = self._ask(handle, Direction.IN, "replicas", dids=dids, schemes=list(schemes), site=site)
+            found = self._ask(handle, Direction.IN, "replicas", dids=dids, **how)
         except RucioError as error:
             code = error.code if error.code in _TELLING else Code.RUCIOLISTREPLICASFAILED
             raise PilotError(code, error.detail) from error

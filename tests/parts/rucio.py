@@ -153,7 +153,7 @@ class RucioServer:
         }  # fmt: skip
         self.call("POST", f"/rses/{name}/protocols/{parts.scheme}", protocol)
         for key, value in {"site": site, **attributes}.items():
-            if value:
+            if value != "":
                 self.call("POST", f"/rses/{name}/attr/{key}", {"value": value})
         for account in (PILOT, STRANGER):
             self.call("POST", f"/accountlimits/local/{account}/{name}", {"bytes": 1 << 50})

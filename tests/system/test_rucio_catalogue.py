@@ -93,6 +93,23 @@ class TestReplicas:
         place.add_replica(TAPE, "cat", lfn, size=7, adler32="00000007")
         assert catalogue().replicas([File(lfn=lfn, kind=Kind.INPUT, scope="cat")], handle()) == {}
 
+    def test_virtual_placement_reads_real_disks_that_are_available_by_xrootd(self, place, catalogue):
+        attributes = {"HERE": {}, "BLOCKED": {}, "SPECIAL": {"type": "SPECIAL"}, "WEB": {}}
+        lfn = name()
+        for kind, more in attributes.items():
+            url = f"{'https' if kind == 'WEB' else 'root'}://{kind.lower()}.example.org:1094"
+            rse = place.make_rse(f"VP_{kind}", url, istape=False, **({"type": "DATADISK"} | more))
+            place.add_replica(rse, "cat", lfn, size=7, adler32="00000007")
+        place.call("PUT", "/rses/VP_BLOCKED", {"availability_read": False})
+        file = File(lfn=lfn, kind=Kind.INPUT, scope="cat")
+        assert {replica.endpoint for replica in catalogue().replicas([file], handle())[lfn]} == {
+            f"VP_{kind}" for kind in attributes
+        }
+        here = {"RUCIO_LATITUDE": "46.2", "RUCIO_LONGITUDE": "6.1"}
+        environ = {"RUCIO_CONFIG": str(place.client_config()), "PATH": os.environ["PATH"], **here}
+        found = catalogue(environ=environ).virtual_replicas([file], handle(), "SITE-HERE")[lfn]
+        assert [replica.endpoint for replica in found] == ["VP_HERE"]
+
     def test_unknown_files_and_scopes_have_no_replicas(self, catalogue):
         for scope in ("cat", "noscope"):
             assert catalogue().replicas([File(lfn=name(), kind=Kind.INPUT, scope=scope)], handle()) == {}

@@ -137,6 +137,12 @@ def test_the_catalogue_is_asked_once_for_all_inputs_that_are_neither_here_nor_wh
     assert (lfns, schemes, site) == (["f", "g"], ("root", "file"), "HERE")
 
 
+def test_a_job_of_virtual_placement_asks_for_xrootd(tmp_path):
+    plan = planner(tmp_path, [NEAR1], job=Job(job_id=1, use_vp=True))
+    assert urls(plan) == [NEAR1.url]
+    assert plan.catalogue.asked == [(["f"], ("root",), "HERE")]
+
+
 def test_replicas_are_tried_one_after_the_other_and_then_the_next_tool(tmp_path):
     queue = {"acopytools": {"read_lan": ["xrdcp", "davs"]}, "allow_wan": True}
     plan = planner(tmp_path, [FAR, at("NEAR1", "davs"), NEAR1], queue)
