@@ -1,29 +1,34 @@
-"""Presigned URLs: the right to get or put one object, given by somebody who has credentials. No boto3 is needed.
+"""Presigned URLs: the right to one request, given by somebody who has credentials. No boto3 is needed to use it.
 
-Only the method that was signed works, so nothing can be asked about the object beforehand, and a bad copy cannot be
-taken back: the storage checks the bytes instead, by the conditions and the md5 that go with the request.
+Of a URL that came with a job only the method that was signed works, so nothing can be asked about the object before,
+and a bad copy cannot be taken back: the storage checks the bytes instead, by the conditions and the md5 that go with
+the request.
 """
 
 from __future__ import annotations
 
+import binascii
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, cast
 
 from copytools._objects import CONNECT, SILENCE, Told, md5_in, refuse_other
 from copytools._parts import Body, Lanes, Part, Reader, opened_output, receive, sum_part
-from pilot.errors import Code, Trait, TransferError
+from copytools._s3faults import faults, refusal
+from pilot.errors import Code, TransferError
 from pilot.staging.checksum import Hasher, computable
 from pilot.staging.copytool import Handle, Stored, Transfer
-from pilot.staging.faults import Direction, of_os_error
-from pilot.staging.result import shown
+from pilot.staging.faults import Direction
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
 
 #: Longest error text that is read, bytes.
 _ERROR_LIMIT = 4096
+
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class PresignedSource:
@@ -33,19 +38,13 @@ class PresignedSource:
         pool: of connections.
         url: as it was given.
         first: bytes of the first range.
+        headers: that were signed with it.
     """
 
-    def __init__(self, pool: PoolManager, url: str, first: int) -> None:
-        self._pool, self._url = pool, url
-        response = _request(
-            pool, "GET", url, Direction.IN, headers={"Range": f"bytes=0-{first - 1}"}, allowed=(200, 206, 416)
-        )
-        headers = response.headers
-        whole = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
-        size = int(whole[1]) if whole else int(headers.get("Content-Length", 0)) if response.status == 200 else 0
-        etag = headers.get("ETag", "")
-        self.told = Told(size, etag, _checksums(headers))
-        self._open: BaseHTTPResponse | None = response
+    def __init__(self, pool: PoolManager, url: str, first: int, headers: Mapping[str, str] = _NONE) -> None:
+        self._pool, self._url, self._headers = pool, url, headers
+        self._open: BaseHTTPResponse | None = self._get(f"bytes=0-{first - 1}", allowed=(200, 206, 416))
+        self.told = told(self._open)
 
     def bring(self, fd: int, part: Part, advance: Callable[[int], None]) -> None:
         """Write the bytes of a part to their place in a file."""
@@ -54,10 +53,11 @@ class PresignedSource:
     def _ask(self, part: Part) -> Reader:
         """The bytes of a part, of the same object as the first."""
         stream, self._open = self._open, None
-        if stream is None:
-            headers = {"Range": f"bytes={part.start}-{part.end - 1}", "If-Match": self.told.etag}
-            stream = _request(self._pool, "GET", self._url, Direction.IN, headers=headers, allowed=(206,))
-        return stream
+        return stream or self._get(f"bytes={part.start}-{part.end - 1}", {"If-Match": self.told.etag}, allowed=(206,))
+
+    def _get(self, bytes_: str, more: Mapping[str, str] = _NONE, *, allowed: tuple[int, ...]) -> BaseHTTPResponse:
+        headers = {**self._headers, "Range": bytes_, **more}
+        return request(self._pool, "GET", self._url, Direction.IN, headers=headers, allowed=allowed)
 
     def close(self) -> None:
         """Free the connection of a stream that nobody read."""
@@ -65,9 +65,15 @@ class PresignedSource:
             self._open.close()
 
 
+def head(pool: PoolManager, url: str, headers: Mapping[str, str] = _NONE) -> Told | None:
+    """What the storage says of an object; None if it is not there."""
+    response = request(pool, "HEAD", url, Direction.OUT, headers=headers, allowed=(200, 404))
+    return told(response) if response.status == 200 else None
+
+
 def put(pool: PoolManager, transfer: Transfer, handle: Handle) -> Stored:
     """Store a file: in one request, as that is what was signed."""
-    with presigned_faults(Direction.OUT, transfer.url), opened_output(transfer.path) as (fd, size):
+    with faults(Direction.OUT, transfer.url), opened_output(transfer.path) as (fd, size):
         part = Part(1, 0, size)
         known = [kind for kind in transfer.checksums if computable(kind)] or [transfer.checksum_type]
         sums = Hasher(dict.fromkeys([*known, "md5"]))
@@ -77,7 +83,7 @@ def put(pool: PoolManager, transfer: Transfer, handle: Handle) -> Stored:
         with Lanes(1, handle) as lanes:
             body = Body(fd, part, lanes.advance)
             response = lanes.result(lanes.start(lambda: _send(pool, transfer.url, body, digests["md5"])))
-        stored = md5_in(response.headers.get("ETag", ""), encrypted=_is_encrypted(response.headers))
+        stored = md5_of(response.headers)
         if stored and stored != digests["md5"]:
             raise TransferError(Direction.OUT.mismatch("md5"), f"md5 {digests['md5']} was sent, {stored} is there")
     return Stored(url=transfer.url, size=size, checksums=digests)
@@ -85,7 +91,7 @@ def put(pool: PoolManager, transfer: Transfer, handle: Handle) -> Stored:
 
 def stat(pool: PoolManager, url: str) -> Stored | None:
     """Size and checksums of an object; None if it is not there."""
-    with presigned_faults(Direction.IN, url):
+    with faults(Direction.IN, url):
         try:
             source = PresignedSource(pool, url, 1)
         except TransferError as error:
@@ -99,7 +105,7 @@ def stat(pool: PoolManager, url: str) -> Stored | None:
 def _send(pool: PoolManager, url: str, body: Body, md5: str) -> BaseHTTPResponse:
     """Send a file to where nothing is, or to where the very same is: a try before may have gone unheard."""
     length = {"Content-Length": str(len(body))}
-    response = _request(
+    response = request(
         pool,
         "PUT",
         url,
@@ -110,29 +116,8 @@ def _send(pool: PoolManager, url: str, body: Body, md5: str) -> BaseHTTPResponse
     )
     if response.status == 412:
         body.seek(0)
-        response = _request(pool, "PUT", url, Direction.OUT, headers={**length, "If-Match": f'"{md5}"'}, body=body)
+        response = request(pool, "PUT", url, Direction.OUT, headers={**length, "If-Match": f'"{md5}"'}, body=body)
     return response
-
-
-@contextmanager
-def presigned_faults(direction: Direction, url: str) -> Iterator[None]:
-    """What urllib3 and the operating system raise, as errors of the table; the signature is not shown."""
-    from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ReadTimeoutError
-
-    where = shown(url)
-    try:
-        yield
-    except TransferError as error:
-        raise TransferError(error.code, f"{where}: {error.detail}", error.trait) from error
-    except OSError as error:
-        raise of_os_error(error, direction, where) from error
-    except NewConnectionError as error:
-        raise TransferError(Code.SERVICENOTAVAILABLE, f"{where}: {_reason(error)}") from None
-    except (ConnectTimeoutError, ReadTimeoutError) as error:
-        raise TransferError(direction.timed_out, f"{where}: {_reason(error)}") from None
-    except HTTPError as error:
-        trait = Trait.NEXT if "certificate" in str(error).lower() else Trait.RETRY
-        raise direction.fault(f"{where}: {_reason(error)}", trait) from None
 
 
 def _passes(error: Exception) -> bool:
@@ -142,12 +127,7 @@ def _passes(error: Exception) -> bool:
     return isinstance(error, HTTPError)
 
 
-def _reason(error: Exception) -> str:
-    """What an error of urllib3 says, without the URL that some of them quote."""
-    return re.sub(r"\?\S+", "?...", str(error))
-
-
-def _request(
+def request(
     pool: PoolManager,
     method: str,
     url: str,
@@ -167,7 +147,7 @@ def _request(
         body=cast("IO[bytes] | None", body),  # it has what is read of one
         retries=False,
         redirect=False,
-        preload_content=method == "PUT",
+        preload_content=method != "GET",
         decode_content=False,
         timeout=Timeout(connect=CONNECT, read=SILENCE),
     )
@@ -180,8 +160,6 @@ def _request(
 
 
 def _refused(direction: Direction, response: BaseHTTPResponse) -> TransferError:
-    from copytools._s3faults import refusal
-
     text = (response.data if response.closed else response.read(_ERROR_LIMIT)).decode(errors="replace")
     code = re.search(r"<Code>(\w+)</Code>", text)
     message = re.search(r"<Message>([^<]{1,200})", text)
@@ -189,24 +167,48 @@ def _refused(direction: Direction, response: BaseHTTPResponse) -> TransferError:
     return refusal(direction, response.status, code[1] if code else "", f"HTTP {response.status} {said}")
 
 
-def new_pool() -> PoolManager:
-    """Connections, verified; by way of the proxy of the environment if there is one."""
+def new_pool(origin: str, authorities: str = "") -> PoolManager:
+    """Connections, verified; by way of the proxy of the environment if there is one for this place.
+
+    Args:
+        origin: scheme and host that they go to.
+        authorities: file with certificates of those to trust instead of the system's.
+    """
     import ssl
-    from urllib.request import getproxies
+    from urllib.request import getproxies, proxy_bypass
 
     import urllib3
 
-    context = ssl.create_default_context()
-    proxy = getproxies().get("https")
+    context = ssl.create_default_context(cafile=authorities or None)
+    scheme, _, host = origin.partition("://")
+    proxy = "" if proxy_bypass(host) else getproxies().get(scheme)
     if proxy:
         return urllib3.ProxyManager(proxy, maxsize=16, ssl_context=context)
     return urllib3.PoolManager(maxsize=16, ssl_context=context)
 
 
-def _checksums(headers: Mapping[str, str]) -> dict[str, str]:
-    md5 = md5_in(headers.get("ETag", ""), encrypted=_is_encrypted(headers))
-    adler32 = headers.get("x-amz-meta-adler32", "")
-    return {kind: value for kind, value in (("md5", md5), ("adler32", adler32)) if value}
+def told(response: BaseHTTPResponse) -> Told:
+    """What an answer to GET or HEAD says of the object."""
+    headers = response.headers
+    whole = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
+    size = int(whole[1]) if whole else int(headers.get("Content-Length", 0)) if response.status == 200 else 0
+    kept = {kind: headers.get(f"x-amz-meta-{kind}", "") for kind in ("adler32", "md5")}
+    found = {**kept, "md5": md5_of(headers) or kept["md5"], "crc32c": _crc_of(headers)}
+    return Told(size, headers.get("ETag", ""), {kind: value for kind, value in found.items() if value})
+
+
+def md5_of(headers: Mapping[str, str]) -> str:
+    """The md5 of all bytes, in hex digits, if the ETag is one."""
+    return md5_in(headers.get("ETag", ""), encrypted=_is_encrypted(headers))
+
+
+def _crc_of(headers: Mapping[str, str]) -> str:
+    """The crc32c of all bytes that an answer tells, in hex digits; empty if it does not, or has a sum of sums."""
+    text = headers.get("x-amz-checksum-crc32c", "")
+    if "-" not in text and headers.get("x-amz-checksum-type") != "COMPOSITE":
+        with suppress(ValueError):
+            return binascii.a2b_base64(text).hex()
+    return ""
 
 
 def _is_encrypted(headers: Mapping[str, str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -52,27 +53,42 @@ def refusal(direction: Direction, status: int, code: str, text: str) -> Transfer
 
 @contextmanager
 def faults(direction: Direction, url: str) -> Iterator[None]:
-    """What boto3 and the operating system raise, as errors of the table."""
+    """What boto3, urllib3 and the operating system raise, as errors of the table; no signature is shown."""
+    where = shown(url)
     try:
         yield
     except TransferError as error:
-        raise TransferError(error.code, f"{shown(url)}: {error.detail}", error.trait) from error
+        raise TransferError(error.code, f"{where}: {error.detail}", error.trait) from error
     except PilotError:
         raise
     except OSError as error:
-        raise of_os_error(error, direction, shown(url)) from error
+        raise of_os_error(error, direction, where) from error
     except Exception as error:
-        found = _of_library(error, direction, shown(url))
+        found = _of_urllib3(error, direction, where) or _of_boto3(error, direction, where)
         if found is None:
             raise
-        raise found from error
+        raise found from None
 
 
-def _of_library(error: Exception, direction: Direction, where: str) -> TransferError | None:
-    """The transfer's error for one of boto3 or urllib3; None for any other."""
-    from botocore import exceptions as boto
-    from urllib3.exceptions import HTTPError
+def _of_urllib3(error: Exception, direction: Direction, where: str) -> TransferError | None:
+    from urllib3 import exceptions as http
 
+    if not isinstance(error, http.HTTPError):
+        return None
+    said = re.sub(r"\?\S+", "?...", str(error))  # some quote the URL
+    text = f"{where}: {said}"
+    if isinstance(error, http.NewConnectionError):
+        return TransferError(Code.SERVICENOTAVAILABLE, text, Trait.RETRY)
+    if isinstance(error, http.ConnectTimeoutError | http.ReadTimeoutError):
+        return TransferError(direction.timed_out, text, Trait.RETRY)
+    return direction.fault(text, Trait.NEXT if "certificate" in text.lower() else Trait.RETRY)
+
+
+def _of_boto3(error: Exception, direction: Direction, where: str) -> TransferError | None:
+    try:
+        from botocore import exceptions as boto
+    except ImportError:  # presigned URLs work without it
+        return None
     text = f"{where}: {error}"
     if isinstance(error, boto.ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
@@ -86,17 +102,9 @@ def _of_library(error: Exception, direction: Direction, where: str) -> TransferE
         return TransferError(direction.timed_out, text, Trait.RETRY)
     if isinstance(error, boto.EndpointConnectionError):
         return TransferError(Code.SERVICENOTAVAILABLE, text, Trait.RETRY)
-    if isinstance(error, boto.HTTPClientError | boto.ResponseStreamingError | boto.IncompleteReadError | HTTPError):
+    if isinstance(error, boto.HTTPClientError):
         return direction.fault(text, Trait.RETRY)
     return direction.fault(text, Trait.NEXT) if isinstance(error, boto.BotoCoreError) else None
-
-
-def passes(error: Exception) -> bool:
-    """Whether it is a connection that broke while bytes came."""
-    from botocore import exceptions as boto
-    from urllib3.exceptions import HTTPError
-
-    return isinstance(error, boto.HTTPClientError | boto.ResponseStreamingError | boto.IncompleteReadError | HTTPError)
 
 
 def status_of(error: Any) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from copytools.s3 import S3, Place, place_of
+from copytools.s3 import S3, Place, place_of, region_of
 from pilot.errors import Trait, TransferError
 from pilot.job import Kind
 from pilot.staging.copytool import CopyTool, ToolContext, Transfer
@@ -98,6 +98,20 @@ class TestPresigned(S3Conformance):
 )
 def test_a_url_is_understood_as_pilot_3_and_amazon_do(url: str, custom: str, place: Place) -> None:
     assert place_of(url, custom) == place
+
+
+def test_a_bucket_of_amazon_is_asked_for_its_region_also_by_who_may_not_look_into_it() -> None:
+    import boto3
+    from botocore.awsrequest import AWSResponse
+    from urllib3 import HTTPResponse
+
+    def answer(request: Any, **_: Any) -> AWSResponse:  # as Amazon's, HEAD Bucket
+        status = 403 if "eu-west-1" in request.url else 301
+        return AWSResponse(request.url, status, {"x-amz-bucket-region": "eu-west-1"}, HTTPResponse())
+
+    client = boto3.client("s3", region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b")
+    client.meta.events.register("before-send.s3", answer)
+    assert region_of(client, "bucket") == "eu-west-1"
 
 
 @pytest.mark.parametrize("url", ["s3://host.x/bucket", "s3://bucket", "https://host/", "s3://user:pass@host.x/b/k"])
