@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -107,7 +108,9 @@ def test_a_bucket_of_amazon_is_asked_for_its_region_also_by_who_may_not_look_int
 
     def answer(request: Any, **_: Any) -> AWSResponse:  # as Amazon's, HEAD Bucket
         status = 403 if "eu-west-1" in request.url else 301
-        return AWSResponse(request.url, status, {"x-amz-bucket-region": "eu-west-1"}, HTTPResponse())
+        return AWSResponse(
+            request.url, status, {"x-amz-bucket-region": "eu-west-1"}, HTTPResponse(io.BytesIO(), preload_content=False)
+        )
 
     client = boto3.client("s3", region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b")
     client.meta.events.register("before-send.s3", answer)
