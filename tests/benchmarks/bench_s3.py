@@ -1,14 +1,19 @@
 """How fast files go to S3 and back: `python -m tests.benchmarks.bench_s3 [--files N] [--gib N] [--sparse N]`.
 
 The server is a real one, SeaweedFS on loopback, and has to share the processors with us: so a ratio to boto3 is bounded
-by what the server itself needs. The figures of the engine are with checksums verified on both ends. Memory is that of a
-process of its own, for the whole of its life, imports included.
+by what the server itself needs, which the rows of bare connections show: they send and get the bytes by requests that
+were signed beforehand, and do nothing else. A site's storage is elsewhere: the rows of one that is 50 ms away have the
+same server behind a proxy that keeps each byte for 25 ms, each way.
+
+The figures of the engine are with checksums verified on both ends. Memory is that of a process of its own, for the
+whole of its life, imports included.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import http.client
 import multiprocessing
 import os
 import random
@@ -16,6 +21,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +35,9 @@ from pilot.staging.toolbox import ToolBox
 from pilot.stop import Stop
 
 MIB = 1 << 20
+
+#: Seconds to a storage that is not near, and back.
+AWAY = 0.05
 
 
 class Mine:
@@ -76,25 +86,58 @@ def timed(what: str, act: Callable[[], Any], size: int, base: float | None = Non
     return seconds
 
 
-def many(server: Any, keys: tuple[str, str], folder: Path, count: int) -> None:
-    """Files of 1 MiB, by the engine and one after the other by boto3."""
-    names = [f"file-{number}" for number in range(count)]
+def many(server: Any, port: int, folder: Path, count: int, lanes: tuple[int, ...]) -> None:
+    """Files of 1 MiB, by the engine, by bare connections and one after the other by boto3.
+
+    Args:
+        server: that has the bucket.
+        port: by which it is reached.
+        folder: for the files.
+        count: of files.
+        lanes: files at once.
+    """
+    from tests.parts.s3 import OWNER, s3_client
+
+    folder.mkdir()
+    names, size = [f"file-{number}" for number in range(count)], count * MIB
     for name in names:
         (folder / name).write_bytes(random.randbytes(MIB))
-    client, size = server.client(), count * MIB
+    endpoint, prefix = f"http://127.0.0.1:{port}", random.randbytes(4).hex()
+    client, mine = s3_client(endpoint, OWNER, "s3v4"), Mine(endpoint, OWNER, folder)
     base = timed(f"{count} x 1 MiB up, boto3, serial", lambda: [
-        client.upload_file(str(folder / name), "jobs", f"serial/{name}") for name in names], size)  # fmt: skip
-    mine = Mine(server.endpoint, keys, folder)
-    for parallel in (1, 4, 8):
-        mine.prefix = f"s3://jobs/engine-{parallel}/"
+        client.upload_file(str(folder / name), "jobs", f"{prefix}/{name}") for name in names], size)  # fmt: skip
+    for parallel in lanes:
+        mine.prefix = f"s3://jobs/{prefix}-{parallel}/"
         timed(f"  engine, {parallel} at once", lambda parallel=parallel: mine.out(names, parallel), size, base)
+    bare(client, port, "put_object", [f"{prefix}-bare/{name}" for name in names], lanes[-1], base)
     target = folder / "serial"
     target.mkdir()
     base = timed(f"{count} x 1 MiB down, boto3, serial", lambda: [
-        client.download_file("jobs", f"serial/{name}", str(target / name)) for name in names], size)  # fmt: skip
-    for parallel in (1, 4, 8):
+        client.download_file("jobs", f"{prefix}/{name}", str(target / name)) for name in names], size)  # fmt: skip
+    for parallel in lanes:
         into = folder / f"engine-{parallel}"
         timed(f"  engine, {parallel} at once", lambda p=parallel, i=into: mine.back(names, p, i), size, base)
+    bare(client, port, "get_object", [f"{prefix}/{name}" for name in names], lanes[-1], base)
+
+
+def bare(client: Any, port: int, action: str, keys: list[str], parallel: int, base: float) -> None:
+    """What the server can do: requests signed beforehand, by `parallel` connections."""
+    paths = [client.generate_presigned_url(action, {"Bucket": "jobs", "Key": key}).split("/", 3)[3] for key in keys]
+    body = random.randbytes(MIB) if action == "put_object" else None
+
+    def some(paths: list[str]) -> None:
+        with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+            for path in paths:
+                connection.request("PUT" if body else "GET", f"/{path}", body)
+                answer = connection.getresponse()
+                answer.read()
+                assert answer.status == 200
+
+    def act() -> None:
+        with ThreadPoolExecutor(parallel) as threads:
+            list(threads.map(some, [paths[first::parallel] for first in range(parallel)]))
+
+    timed(f"  bare connections, {parallel} at once", act, len(keys) * MIB, base)
 
 
 def large(server: Any, keys: tuple[str, str], folder: Path, gib: float) -> None:
@@ -133,6 +176,7 @@ def _peak() -> float:
 
 
 def main() -> None:
+    from tests.parts.far import far
     from tests.parts.s3 import OWNER, start_s3
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,9 +187,12 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="s3-", dir=os.environ.get("TMPDIR")))
     server = start_s3(folder / "server")
     try:
-        (folder / "files").mkdir()
         if args.files:
-            many(server, OWNER, folder / "files", args.files)
+            many(server, server.ports["s3"], folder / "near", args.files, (1, 4, 8))
+            with far(server.ports["s3"], AWAY) as port:
+                print(f"a storage {AWAY * 1000:.0f} ms away", flush=True)
+                many(server, port, folder / "far", args.files, (4, 16))
+        (folder / "files").mkdir()
         if args.gib:
             large(server, OWNER, folder / "files", args.gib)
         if args.sparse:
