@@ -424,12 +424,23 @@ def _is_local(url: str) -> bool:
     return (urlsplit(url).hostname or "") in ("localhost", "127.0.0.1", "::1")
 
 
+class _Complaint(logging.Handler):
+    """Keeps what rucio-clients logged last: why a server cannot be reached is not in their exception."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = record.getMessage()
+
+
 def main() -> None:
     """Do what a request says."""
     request_path, reply_path = sys.argv[1:]
     with open(request_path, encoding="utf-8") as file:
         request = json.load(file)
     logging.basicConfig(level=logging.WARNING)
+    complaint = _Complaint(logging.ERROR)
+    logging.getLogger().addHandler(complaint)
     rucio = None
     try:
         rucio = Rucio(request["host"], request["tokens"], request["allow_http"])
@@ -437,7 +448,8 @@ def main() -> None:
     except Exception as error:  # the door: whatever it is, the pilot must hear of it
         names = [kind.__name__ for kind in type(error).__mro__ if kind not in (Exception, BaseException, object)]
         left = rucio.left if rucio else []
-        reply = {"error": {"classes": names or ["Exception"], "message": f"{error}", "left": left}}
+        why = f"{error} {complaint.text}" if "ServerConnectionException" in names else f"{error}"
+        reply = {"error": {"classes": names or ["Exception"], "message": why, "left": left}}
     with open(reply_path, "w", encoding="utf-8") as file:
         json.dump(reply, file)
 

@@ -10,14 +10,18 @@ import time
 import uuid
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
+from copytools.rucio import Rucio as RucioTool
+from copytools.rucio import file_url
 from pilot.errors import Code, PilotError
 from pilot.job import File, Kind
 from pilot.staging.catalogue import CatalogueContext, Registration, RegistrationError
+from pilot.staging.copytool import ToolContext, Transfer
 from pilot.stop import Stop
 from pilot.testing.copytool import Programs, TransferHandle
 from plugins.catalogues.rucio import Rucio
-from tests.parts import free_port
+from tests.parts import free_port, rucio_tls, x509
 from tests.parts.rucio import PILOT, STRANGER
 
 HERE, THERE, OTHER, TAPE = "CAT_HERE", "CAT_THERE", "CAT_OTHER", "CAT_TAPE"
@@ -310,3 +314,51 @@ class TestFaults:
         for error in of_both(catalogue(), output(place, name())):
             assert error.code is Code.MIDDLEWAREIMPORTFAILURE
             assert "pip install" in error.diag
+
+
+@pytest.fixture(scope="module")
+def door(place, tmp_path_factory):
+    """The same server by TLS."""
+    top = tmp_path_factory.mktemp("tls")
+    place.make_rse("SIGN_IN", "file://localhost", f"{top}/storage/")
+    (top / "storage").mkdir()
+    with rucio_tls.door(place, top) as one:
+        yield one
+
+
+def signs(door, how: str, tmp_path):
+    """The environment of one who has only this credential."""
+    top = door.keys.top
+    if "proxy" in how:
+        own = door.keys.proxy if how == "proxy" else x509.proxy(door.keys, "late", days=-1)
+        return door.environ(X509_USER_PROXY=own)
+    if "x509" in how:
+        name = "user" if how == "x509" else "host"
+        pair = {"RUCIO_CLIENT_CERT": top / f"{name}.pem", "RUCIO_CLIENT_KEY": top / f"{name}.key"}
+        return door.environ(RUCIO_AUTH_TYPE="x509", **pair)
+    others = {"key": rsa.generate_private_key(65537, 2048)} if "others" in how else {}
+    (tmp_path / "token").write_text(door.issuer.token(**others))
+    return door.environ(BEARER_TOKEN_FILE=tmp_path / "token")
+
+
+@pytest.mark.parametrize("how", ["proxy", "x509", "token"])
+class TestSignIn:
+    def test_catalogue_and_tool(self, place, door, catalogue, tmp_path, how):
+        environ = signs(door, how, tmp_path)
+        lfn = name("signed")
+        catalogue(door.url, environ).register([output(place, lfn)], handle())
+        assert list(place.replicas("cat", lfn)) == [HERE]
+        (tmp_path / lfn).write_bytes(b"1")
+        file = File(lfn=lfn, kind=Kind.OUTPUT, scope="cat")
+        tool = RucioTool(ToolContext(options={"host": door.url}, environ=environ))
+        stored = tool.put(Transfer(file=file, url=file_url("SIGN_IN", "cat", lfn), path=tmp_path / lfn), handle())
+        assert stored.size == 1
+
+
+@pytest.mark.parametrize("how", ["late proxy", "x509 of others", "token of others"])
+def test_what_is_no_credential_is_refused(place, door, catalogue, tmp_path, how):
+    with pytest.raises(PilotError) as failure:
+        catalogue(door.url, signs(door, how, tmp_path)).replicas([output(place, name()).file], handle())
+    assert failure.value.code == Code.STAGEINAUTHENTICATIONFAILURE, failure.value.diag
+    if how == "late proxy":
+        assert "certificate expired" in failure.value.diag
