@@ -27,9 +27,12 @@ LIGHT = (["pod"], ["alive"])
 def find_libraries() -> None:
     """Let Python find what the archive carries, for this machine and this Python; a site's own packages come later.
 
-    Last comes what `make install` has put into a checkout, if it was for this Python.
+    Last comes what `make install` has put into a checkout, if it was for this Python. The place of this file comes
+    first: with PYTHONSAFEPATH, or through a link to this file, Python does not put it there.
     """
-    top = os.path.dirname(os.path.abspath(__file__))
+    top = os.path.dirname(os.path.realpath(__file__))
+    if top not in sys.path[:1]:
+        sys.path.insert(0, top)
     here = os.path.join(top, "lib")
     compiled = os.path.join(here, platform.machine())
     own = os.path.join(compiled, "cp{}{}".format(*sys.version_info))

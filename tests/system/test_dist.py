@@ -4,7 +4,9 @@ import hashlib
 import os
 import subprocess
 import tarfile
+import tomllib
 import venv
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +65,22 @@ def test_it_runs_a_job_and_the_demo_without_any_package(dist, bare_python, tmp_p
     assert '"state": "finished"' in (tmp_path / "result.json").read_text()
     demo = run([bare_python, program, "demo"], tmp_path)
     assert demo.returncode == 0, demo.stdout + demo.stderr
+
+
+def test_the_archive_runs_through_a_link_and_where_python_keeps_its_path_safe(dist, bare_python, tmp_path):
+    (tmp_path / "link.py").symlink_to(unpacked(dist, tmp_path))
+    for command in ([bare_python, "link.py"], [bare_python, "-P", "pilot3/pilot.py"]):
+        done = run([*command, "plugins"], tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_installed_pilot_has_all_files_that_are_no_python():
+    """`pilot demo` needs its scripts, and the devserver its page."""
+    root = Path(__file__).resolve().parents[2]
+    listed = subprocess.run(["git", "ls-files", "pilot"], cwd=root, capture_output=True, text=True, check=True).stdout
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["pilot"]
+    installed = {path for pattern in patterns for path in (root / "pilot").glob(pattern)}
+    assert {root / name for name in listed.split() if not name.endswith(".py")} <= installed
 
 
 def test_the_single_file_leaves_no_directory(dist, bare_python, tmp_path):
