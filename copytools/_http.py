@@ -17,6 +17,7 @@ from urllib.parse import urljoin, urlsplit
 
 from pilot.download import check_url
 from pilot.errors import Code, PilotError, Trait, TransferError
+from pilot.left import regular
 from pilot.server.auth import CredentialError, TokenFile
 from pilot.server.tls import Tls, find_tls
 from pilot.staging.checksum import Hasher
@@ -111,7 +112,7 @@ class Web:
             headers = {**self._headers(place, plain(url)), "Content-Length": str(size)}
             if size:  # XRootD 5.5 never answers when there is nothing to expect
                 headers["Expect"] = "100-continue"
-            with open(path, "rb", buffering=0) as source, network_faults(Direction.OUT, "PUT", place):
+            with open(path, "rb", buffering=0, opener=regular) as source, network_faults(Direction.OUT, "PUT", place):
                 answer = self._put_once(place, headers, _blocks(source.read, size, hasher, handle))
             target = answer.headers.get("Location", "")
             if answer.status in _REDIRECT and target:

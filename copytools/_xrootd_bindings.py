@@ -18,6 +18,7 @@ from typing import Any
 from copytools._remote import checksum_types
 from copytools._xrootd import CLIENT_SETTINGS, LONG, XrootdError, parse_checksum, split
 from pilot.errors import Trait
+from pilot.left import regular
 from pilot.staging.checksum import Hasher
 from pilot.staging.copytool import Handle, Transfer
 from pilot.staging.faults import Direction
@@ -64,7 +65,7 @@ class Bindings:
         wanted = self._flags.OpenFlags
         file = self._client.File()
         talk = _Talk(handle, Direction.OUT, url)
-        with open(transfer.path, "rb", buffering=0) as source:
+        with open(transfer.path, "rb", buffering=0, opener=regular) as source:
             talk.ask(file.open, url, wanted.NEW | wanted.MAKEPATH | wanted.POSC, timeout=LONG)
             try:
                 talk.send(file, source.read, hasher)

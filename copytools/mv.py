@@ -26,6 +26,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from pilot.errors import Code, Trait, TransferError
+from pilot.left import regular
 from pilot.staging.checksum import BLOCK, Hasher, computable, differing, file_checksums
 from pilot.staging.copytool import CopyTool, Handle, Stored, ToolContext, Transfer
 from pilot.staging.faults import Direction, of_os_error
@@ -267,7 +268,7 @@ def _link_in(source: Path, transfer: Transfer, handle: Handle) -> Mapping[str, s
 def _copy_bytes(source: Path, partial: Path, hasher: Hasher, handle: Handle, sync: bool) -> None:
     """Copy into a new file of mode 0644 less the umask."""
     buffer = memoryview(bytearray(BLOCK))
-    with open(source, "rb", buffering=0) as reader, open(_create(partial), "wb", buffering=0) as writer:
+    with open(source, "rb", buffering=0, opener=regular) as reader, open(_create(partial), "wb", buffering=0) as writer:
         size = os.fstat(reader.fileno()).st_size
         _reserve(writer.fileno(), size)
         while count := reader.readinto(buffer):

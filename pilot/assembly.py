@@ -15,6 +15,7 @@ from pilot import plugins
 from pilot.batch import BatchFacts
 from pilot.bench import Bench
 from pilot.cgroup import Nest
+from pilot.contain import wants_container
 from pilot.credentials import Keeper, find_key
 from pilot.download import fetch_url
 from pilot.errors import Code, PilotError
@@ -216,6 +217,7 @@ def make_engine(
         environment=place.environ,
         room=room,
         cache=input_cache(settings, room),
+        confined=wants_container(job, info.queue, experiment),
     )
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from pilot import plugins
 from pilot.bench import Bench
 from pilot.credentials import payload_directory
 from pilot.errors import Code, PilotError
+from pilot.experiment import Experiment
 from pilot.job import Job
 from pilot.masking import Secret
 from pilot.payload.container import (
     Container,
     Login,
     Order,
-    linked_directories,
     mounts_of,
     named_files,
     swallowed_failure,
@@ -37,6 +37,8 @@ from pilot.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+#: What the name of a job directory begins with; the number of the job follows.
+JOB_DIRECTORY = "PanDA_Pilot-"
 #: Runtimes that ALRB stands before where it is wanted.
 _APPTAINERS = ("apptainer", "singularity")
 #: The script that makes ALRB, below CVMFS.
@@ -57,16 +59,19 @@ class Runtime:
     program: str
 
 
+def wants_container(job: Job, queue: Queue, experiment: Experiment) -> bool:
+    """Whether the pilot starts the payload in a container."""
+    starts_it = job.container_image and _OWN_CONTAINER in job.transformation
+    return experiment.needs_container(job, queue) and not starts_it
+
+
 def choose_runtime(job: Job, queue: Queue, bench: Bench) -> Runtime | None:
     """What runs the container of a job; None for a job without one.
 
     Raises:
         PilotError: QUEUENOTSETUPFORCONTAINERS, or that the runtime is not on this node.
     """
-    if not bench.experiment.needs_container(job, queue):
-        return None
-    if job.container_image and _OWN_CONTAINER in job.transformation:
-        logger.info("%s starts the container %s itself", job.transformation, job.container_image)
+    if not wants_container(job, queue, bench.experiment):
         return None
     wanted = queue.container_type.get("pilot", "").lower()
     if not wanted:
@@ -110,6 +115,7 @@ def make_container(
     text: str,
     environment: Mapping[str, str],
     memory_kb: int = 0,
+    linked: Sequence[Path] = (),
 ) -> Container:
     """The container for a payload that is about to start.
 
@@ -122,6 +128,7 @@ def make_container(
         text: shell text of the payload.
         environment: of the payload.
         memory_kb: the most it may use, 0 for no limit.
+        linked: directories of inputs that are only linked.
 
     Raises:
         PilotError: SETUPFAILURE.
@@ -133,12 +140,10 @@ def make_container(
         image=job.container_image,
         text=text,
         workdir=workdir,
-        private=_make_private(private_directory(bench, job)),
+        private=_make_private(private_beside(workdir)),
         environment=environment,
         environ=bench.environ,
-        mounts=mounts_of(
-            [cvmfs, *_linked(job, workdir), payload_directory(bench.main_dir, job), *named_files(environment)], workdir
-        ),
+        mounts=mounts_of([cvmfs, *linked, payload_directory(bench.main_dir, job), *named_files(environment)], workdir),
         options=_options(queue.container_options or bench.settings.container_options, workdir),
         gpu=_wants_gpu(bench.settings.container_gpu, job, queue),
         memory_kb=memory_kb,
@@ -164,9 +169,12 @@ def failure_of(container: Container, ended: Ended, mask: Callable[[str], str]) -
     return swallowed_failure(container.name, stderr) if container.started else container.failure(ended.status, stderr)
 
 
-def private_directory(bench: Bench, job: Job) -> Path:
-    """Where the pilot keeps what a container of the job needs and nobody else may see, such as logins."""
-    return bench.main_dir / f"container-{job.job_id}"
+def private_beside(workdir: Path) -> Path:
+    """Where the pilot keeps what a container of the job needs and nobody else may see, such as logins.
+
+    It is beside the job directory as long as something of the container may live.
+    """
+    return workdir.with_name(f"container-{workdir.name.removeprefix(JOB_DIRECTORY)}")
 
 
 def _make_private(path: Path) -> Path:
@@ -175,10 +183,6 @@ def _make_private(path: Path) -> Path:
     except OSError as error:
         raise PilotError(Code.SETUPFAILURE, f"{path}: {error.strerror}") from error
     return path
-
-
-def _linked(job: Job, workdir: Path) -> list[Path]:
-    return linked_directories(workdir, [file.lfn for file in job.inputs])
 
 
 def _options(text: str, workdir: Path) -> tuple[str, ...]:

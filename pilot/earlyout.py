@@ -15,7 +15,8 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -224,7 +225,8 @@ class EarlyOut:
 
     async def _send(self, file: File, before: Identity) -> None:
         try:
-            result = await self._engine.stage_out([file], self._workdir, self._stop)
+            with self._held(file.lfn) as paths:
+                result = await self._engine.stage_out([file], self._workdir, self._stop, paths=paths)
             for staged in result.staged:
                 self._done[file.lfn] = staged, before
                 self._keep(StagingResult(staged=(staged,)))
@@ -236,6 +238,18 @@ class EarlyOut:
             logger.exception("%s is left to the stage-out", file.lfn)
         finally:
             del self._moving[file.lfn]
+
+    @contextmanager
+    def _held(self, lfn: str) -> Iterator[dict[str, Path]]:
+        """Where to read an output of a payload that runs in a container: by what is open here.
+
+        It cannot put a link to what it may not see in the place of the file, as it could with a name, while that moves.
+        """
+        if not self._engine.confined:
+            yield {}
+            return
+        with open_left(self._workdir / lfn) as file:
+            yield {lfn: Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")}
 
     async def _let_know(self, lfn: str) -> None:
         if self._register is None:

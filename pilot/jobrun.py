@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pilot.around import Around
 from pilot.bench import Bench
-from pilot.contain import choose_runtime
+from pilot.contain import JOB_DIRECTORY, choose_runtime
 from pilot.debugcommands import Place, answer
 from pilot.debugmode import DebugMode
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
@@ -89,7 +89,7 @@ class JobRun:
         self.job = job
         self.stop = Stop(slot_stop)
         self.outcome = Outcome(job)
-        self.workdir = bench.main_dir / f"PanDA_Pilot-{job.job_id}"
+        self.workdir = bench.main_dir / f"{JOB_DIRECTORY}{job.job_id}"
         self._limits = limits or Limits()
         self._slot_end = slot_end or Deadline()
         self._slot_stop = slot_stop
@@ -471,7 +471,7 @@ class JobRun:
         if command == "nocleanup":
             self._kept = True
             with suppress(OSError):  # the payload may have removed the directory
-                (self.workdir / KEPT).touch()
+                open(self.workdir / KEPT, "x").close()  # a new file: a payload's link there leads to somebody else's
             logger.info("the job directory will be kept: %s", self.workdir)
         elif command == "softkill":
             told = self._payload.tell_end("the server said softkill") if self._payload else False

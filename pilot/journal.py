@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 #: Phases in their order; the name of each is also the step that begins it.
 PHASES = ("stagein", "setup", "payload", "stageout", "log", "report")
 
+#: Bytes of a journal that are read: a line is some hundred, and a job has as many as files.
+_LIMIT = 64 << 20
+
 
 class Journal:
     """Appends lines to a job's journal. May be used by several threads.
@@ -124,7 +127,8 @@ def read(path: Path) -> list[Entry]:
     """
     try:
         with open_left(path) as file:  # a payload may have put something else in its place
-            return [entry for line in file if (entry := _entry(line)) is not None]
+            lines = file.read(_LIMIT).split(b"\n")
+            return [entry for line in lines if (entry := _entry(line)) is not None]
     except FileNotFoundError:
         return []
 

@@ -120,7 +120,8 @@ class Outputs:
         if self._job.zip_map:
             from pilot.zipmap import make_archives
 
-            made = await self._stop.guard(in_thread(make_archives, self._job, self._workdir, self._stop.check))
+            within = self._workdir if self._engine.confined else None
+            made = await self._stop.guard(in_thread(make_archives, self._job, self._workdir, self._stop.check, within))
             logger.info("archives made of outputs: %s", ", ".join(made) or "none")
         outputs = self._now()
         if self._early:  # before the note is there: a later run takes what the journal has as stored

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pilot.bench import Bench
 from pilot.cgroup import Nest
-from pilot.contain import Runtime, choose_runtime, failure_of, make_container, private_directory
+from pilot.contain import Runtime, choose_runtime, failure_of, make_container, private_beside
 from pilot.errors import Code, Fault
 from pilot.experiment import JOURNAL
 from pilot.grace import Ledger
@@ -28,7 +28,7 @@ from pilot.matchers import load_matchers
 from pilot.option import words
 from pilot.outcome import Outcome
 from pilot.payload.command import prepare_command
-from pilot.payload.container import Container
+from pilot.payload.container import Container, linked_directories
 from pilot.payload.diagnose import diagnose
 from pilot.payload.environment import payload_environment
 from pilot.payload.process import Ended, PayloadProcess
@@ -109,6 +109,7 @@ class PayloadRun:
         self._running: list[PayloadProcess] = []
         self._runtime: Runtime | None = None
         self._container: Container | None = None
+        self._linked: list[Path] = []
         self._round = 0
         self._spent, self._seconds, self._killed = Spent(), 0.0, False
         self._masks = MaskFile(scene.workdir, scene.bench.masker)
@@ -128,6 +129,8 @@ class PayloadRun:
             await self._rounds(*await self._scene.stop.guard(self._prepare()))
         finally:
             await self._close()
+            if self._runtime:
+                remove_tree(private_beside(self._scene.workdir))
 
     def members(self) -> list[int]:
         """Pids of its living processes, parents first."""
@@ -141,9 +144,7 @@ class PayloadRun:
         return self._guard is not None and self._guard.soft_stop.tell(why)
 
     async def remove(self) -> None:
-        """Take away what measured it, and what its container needed."""
-        if self._runtime:
-            remove_tree(private_directory(self._scene.bench, self._scene.job))
+        """Take away what measured it."""
         if self._guard:
             await self._guard.remove()
 
@@ -151,6 +152,8 @@ class PayloadRun:
         scene, bench = self._scene, self._scene.bench
         scene.enter("setup")
         self._runtime = choose_runtime(scene.job, scene.queue, bench)
+        # Now: a payload that runs again could have led them elsewhere, and would find that in its container.
+        self._linked = linked_directories(scene.workdir, [file.lfn for file in scene.job.inputs])
         text = await self._command()
         utilities = await prepare_utilities(scene.job, scene.workdir, bench.fetch, self._bases())
         scene.enter("payload")
@@ -223,7 +226,7 @@ class PayloadRun:
         scene = self._scene
         limit = self._made_guard().hard_limit
         container = make_container(
-            runtime, scene.bench, scene.job, scene.queue, scene.workdir, text, self._variables(), limit
+            runtime, scene.bench, scene.job, scene.queue, scene.workdir, text, self._variables(), limit, self._linked
         )
         await container.prepare()
         logger.info("container: %s, image %r", container.name, scene.job.container_image or scene.job.platform)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -15,6 +16,9 @@ def remove_tree(top: Path) -> None:
 
     A payload may have taken our own rights on its directories away (`chmod 000`), so these are put back if need be.
     """
+    if top.is_symlink():  # it would be walked through below
+        top.unlink()
+        return
     shutil.rmtree(top, ignore_errors=True)
     if not os.path.lexists(top):
         return
@@ -28,8 +32,9 @@ def remove_tree(top: Path) -> None:
 
 
 def _make_usable(directory: Path) -> None:
-    try:
-        if not directory.is_symlink():
-            directory.chmod(0o700)
-    except OSError:  # another user's, or gone
-        pass
+    with suppress(OSError):  # another user's, gone, or a link
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.chmod(f"/proc/self/fd/{fd}", 0o700)
+        finally:
+            os.close(fd)

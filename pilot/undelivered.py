@@ -15,11 +15,12 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from pilot.contain import JOB_DIRECTORY, private_beside
 from pilot.errors import Code, PilotError, ServerError
 from pilot.experiment import JOURNAL, NOTE, SECRETS
 from pilot.job import Access, File, Job, Kind
@@ -47,11 +48,14 @@ _HOPELESS = {
 _FACTS = (
     *("job_id", "task_id", "attempt", "jobset_id", "definition_id", "name", "user", "label", "processing_type"),
     *("transfer_type", "transformation", "destination_dblock", "nucleus", "alt_stageout", "is_analysis"),
-    *("queue_overrides", "storage_overrides"),
+    *("queue_overrides", "storage_overrides", "container_image", "platform", "user_platform"),
 )
 
 #: States of a job, in the server's words, that no report changes any more.
 _OVER = {"finished", "failed", "cancelled", "closed"}
+
+#: Bytes of the file with a job's secrets that are read.
+_SECRETS_LIMIT = 1 << 20
 
 #: Directories below one that is searched: `PanDA_Pilot3_N/PanDA_Pilot-N` of a pilot that was killed.
 _DEPTH = 2
@@ -156,9 +160,18 @@ def find(places: Iterable[Path]) -> list[Path]:
     for place in places:
         for depth in range(_DEPTH + 1):
             for note in sorted(place.glob("*/" * depth + NOTE)):
-                if not note.parent.name.startswith("."):
+                if not note.parent.name.startswith(".") and _is_a_pilots(note.parent):
                     found[note.parent] = None
     return list(found)
+
+
+def _is_a_pilots(folder: Path) -> bool:
+    """Whether a note there is no payload's, which could make us send what it may not read, and report other jobs.
+
+    It can only write below its own job directory, and there only until the pilot has seen to its end.
+    """
+    below = any(part.startswith(JOB_DIRECTORY) for part in folder.absolute().parent.parts)
+    return not below and not private_beside(folder).exists()
 
 
 def _found(places: Iterable[Path]) -> list[Path]:
@@ -274,8 +287,8 @@ class Delivery:
     def _pack(self, log: File) -> None:
         """The pilot was killed before it made the log."""
         pilot_log = self._folder.parent / PILOT_LOG  # not by the link beside the outputs: the payload may have moved it
-        if (secrets := self._folder / SECRETS).is_file():
-            self._bench.masker.add(secrets.read_text(errors="replace"))
+        with suppress(OSError), open_left(self._folder / SECRETS) as secrets:
+            self._bench.masker.add(secrets.read(_SECRETS_LIMIT).decode(errors="replace"))
         make_log_archive(
             self._folder,
             self._folder / log.lfn,

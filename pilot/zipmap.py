@@ -7,6 +7,7 @@ files are compressed already and can then be read inside the archive.
 
 from __future__ import annotations
 
+import os
 import stat
 import zipfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from pilot.errors import Code, PilotError
 from pilot.job import Job
+from pilot.left import followed, regular
 
 #: Bytes copied at once.
 _BLOCK = 1 << 20
@@ -25,13 +27,16 @@ def parse(text: str) -> dict[str, list[str]]:
     return {archive: [name for name in names.split(",") if name] for archive, mark, names in items if mark and archive}
 
 
-def make_archives(job: Job, workdir: Path, check: Callable[[], None] = lambda: None) -> list[str]:
+def make_archives(
+    job: Job, workdir: Path, check: Callable[[], None] = lambda: None, within: Path | None = None
+) -> list[str]:
     """Make the archives that are outputs and are not there, as far as all their files are. Blocks.
 
     Args:
         job: with its zip map.
         workdir: its directory.
         check: called between blocks; what it raises ends the work.
+        within: where the links of inputs must lead, see `pilot.left.followed`.
 
     Returns:
         Names of those that were made.
@@ -45,7 +50,9 @@ def make_archives(job: Job, workdir: Path, check: Callable[[], None] = lambda: N
     for archive, names in parse(job.zip_map).items():
         target = workdir / archive
         parts = [workdir / name for name in names]
-        if archive not in wanted or target.exists() or not all(_is_ours(part, workdir, inputs) for part in parts):
+        if archive not in wanted or target.exists():
+            continue
+        if not all(_is_ours(part, workdir, inputs, within) for part in parts):
             continue
         try:
             _write(target, parts, check)
@@ -55,13 +62,14 @@ def make_archives(job: Job, workdir: Path, check: Callable[[], None] = lambda: N
     return made
 
 
-def _is_ours(path: Path, workdir: Path, inputs: set[str]) -> bool:
+def _is_ours(path: Path, workdir: Path, inputs: set[str], within: Path | None) -> bool:
     """A file of the job directory itself; a link only if it is an input, which we have made one."""
     try:
-        mode = (path.stat() if path.name in inputs else path.lstat()).st_mode
+        with followed(path, within) as fd:
+            mode = os.fstat(fd).st_mode
     except (OSError, ValueError):
         return False
-    return path.parent == workdir and stat.S_ISREG(mode)
+    return path.parent == workdir and stat.S_ISREG(mode) and (path.name in inputs or not path.is_symlink())
 
 
 def _write(target: Path, parts: list[Path], check: Callable[[], None]) -> None:
@@ -71,7 +79,7 @@ def _write(target: Path, parts: list[Path], check: Callable[[], None]) -> None:
         with open(partial, "xb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for part in parts:
                 info = zipfile.ZipInfo.from_file(part, part.name, strict_timestamps=False)
-                with open(part, "rb") as source, archive.open(info, "w", force_zip64=True) as inside:
+                with open(part, "rb", opener=regular) as source, archive.open(info, "w", force_zip64=True) as inside:
                     while block := source.read(_BLOCK):
                         check()
                         inside.write(block)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pilot.errors import Code, Trait, TransferError
+from pilot.left import regular
 
 #: Bytes read at once: the fastest of 64 KiB to 8 MiB.
 BLOCK = 1 << 20
@@ -80,7 +81,7 @@ def file_checksums(path: Path, types: Iterable[str], check: Callable[[], None] =
     if not wanted:
         return {}
     hasher = Hasher(wanted)
-    with open(path, "rb", buffering=0) as source:
+    with open(path, "rb", buffering=0, opener=regular) as source:
         size = os.fstat(source.fileno()).st_size
         if wanted == ["adler32"] and size >= PARALLEL_FROM:
             return {"adler32": f"{_adler32_by_two(source.fileno(), size, check):08x}"}

@@ -68,6 +68,7 @@ class StagingEngine:
         environment: of programs.
         room: what is reserved on the node's disks, by the jobs of a pilot together.
         cache: of inputs, None if there is none.
+        confined: the payload is in a container, so no output may be a link out of the job directory.
     """
 
     def __init__(
@@ -82,7 +83,9 @@ class StagingEngine:
         environment: Mapping[str, str] = MappingProxyType({}),
         room: Room | None = None,
         cache: InputCache | None = None,
+        confined: bool = False,
     ) -> None:
+        self.confined = confined
         self._plan = plan
         self._tools = tools
         self._look_up = look_up
@@ -152,10 +155,11 @@ class StagingEngine:
             paths: of LFNs that are elsewhere.
         """
         call = self._call(Direction.OUT, files, stop)
+        within = workdir if self.confined else None
 
         async def take(file: File) -> StagedFile | FailedFile:
             path = paths.get(file.lfn, workdir / file.lfn)
-            local = await call.aside(self._mover.inspect, file, path)
+            local = await call.aside(self._mover.inspect, file, path, within)
             call.progress.bytes += local.size
             candidates = await call.aside(self._plan.destinations, file)
             return await call.first_that_works(file, local.size, candidates, partial(self._mover.take, local=local))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pilot.errors import Code, PilotError, Trait, TransferError
 from pilot.job import File, Kind
+from pilot.left import LedOutError, followed
 from pilot.staging.checksum import computable, differing, file_checksums, normal
 from pilot.staging.copytool import CopyTool, Handle, Stored, Transfer
 from pilot.staging.faults import Direction, of_os_error
@@ -158,13 +159,21 @@ class Mover:
         """Types to add for an input: none when one type is wanted, as on a grid, where the catalogue's is enough."""
         return [kind for kind in self._types if kind not in known] if len(self._types) > 1 else []
 
-    def inspect(self, file: File, path: Path) -> LocalFile:
-        """What an output is: it must be there (1165), be a file, and not be empty unless it is the log (1191)."""
+    def inspect(self, file: File, path: Path, within: Path | None = None) -> LocalFile:
+        """What an output is: it must be there (1165), be a file, and not be empty unless it is the log (1191).
+
+        One that leads out of the directory `within` is as good as none: its payload is in a container.
+        """
         with _door(Direction.OUT, "pilot"):
             try:
-                info = path.stat()
+                with followed(path, within) as fd:
+                    info = os.fstat(fd)
             except (FileNotFoundError, NotADirectoryError):
                 raise TransferError(Code.MISSINGOUTPUTFILE, f"there is no {path}", Trait.FATAL) from None
+            except LedOutError as error:
+                advice = "the payload is in a container, and must leave the file itself in the job directory"
+                text = f"{path} is {error.strerror}; {advice}"
+                raise TransferError(Code.MISSINGOUTPUTFILE, text, Trait.FATAL) from None
             if not stat.S_ISREG(info.st_mode):
                 raise TransferError(Code.MISSINGOUTPUTFILE, f"{path} is not a regular file", Trait.FATAL)
             if info.st_size == 0 and file.kind is not Kind.LOG and not self._empty_outputs:

@@ -65,7 +65,7 @@ def _debuggers(pid: int, path: str | None) -> list[list[str]]:
     """py-spy first, which knows Python's own stacks and does not stop the process for long."""
     commands = [
         ["py-spy", "dump", "--pid", str(pid)],
-        ["gdb", "-nx", "-batch", "-p", str(pid), "-ex", "thread apply all bt 30"],
+        ["gdb", "-nx", "-iex", "set auto-load off", "-batch", "-p", str(pid), "-ex", "thread apply all bt 30"],
     ]
     found = ((shutil.which(command[0], path=path), command) for command in commands)
     return [[program, *command[1:]] for program, command in found if program]

@@ -16,6 +16,7 @@ from typing import Any
 
 from pilot.errors import Code, PilotError
 from pilot.job import File, Job
+from pilot.left import open_left
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def read_metadata(workdir: Path) -> Mapping[str, Mapping[str, str]]:
     from xml.etree import ElementTree
 
     try:
-        with open(workdir / METADATA, "rb") as file:
+        with open_left(workdir / METADATA) as file:
             text = file.read(_LIMIT + 1)
         if len(text) > _LIMIT or b"<!ENTITY" in text or b"\0" in text:  # UTF-16 could hide them
             raise ValueError("too large, or with entities")

@@ -149,7 +149,7 @@ class Atlas(Generic):
             return ()
         place = f"{job.job_id}/xcache"
         options = f"-d $PWD/{place} -C centos7 --disklow 4g --diskhigh 5g -b 4"
-        log = '[ -f "$ALRB_XCACHE_LOG" ] && cp "$ALRB_XCACHE_LOG" xcache-messages.log'
+        log = '[ -f "$ALRB_XCACHE_LOG" ] && cp --remove-destination "$ALRB_XCACHE_LOG" xcache-messages.log'
         start = f"{ALRB}; lsetup xcache; xcache list; xcache start {options}"
         stop = f"{log}; {ALRB}; lsetup xcache; xcache kill -p $ALRB_XCACHE_MYPROCESS"
         return (Service(name="xcache", start=start, stop=stop, variables=_XCACHE, directory=str(job.job_id)),)

@@ -17,7 +17,7 @@ from pilot.contain import choose_runtime, logins_of, make_container
 from pilot.errors import Code, PilotError
 from pilot.job import File, Job, Kind, Utility
 from pilot.masking import Masker, Secret
-from pilot.payload.container import runtime_failure, swallowed_failure
+from pilot.payload.container import linked_directories, runtime_failure, swallowed_failure
 from pilot.queuedata import Queue
 from pilot.settings import Settings
 from plugins.experiments.atlas import Atlas
@@ -53,6 +53,7 @@ def command(top: Path, job: Job, of: Queue, on: Any, environment: dict[str, str]
     workdir.mkdir(exist_ok=True)
     runtime = choose_runtime(job, of, on)
     assert runtime is not None
+    more["linked"] = linked_directories(workdir, [file.lfn for file in job.inputs])
     made = make_container(runtime, on, job, of, workdir, "echo payload", environment or {}, **more)
     asyncio.run(made.prepare())
     return made
@@ -124,7 +125,7 @@ class TestCommands:
             assert TOKEN not in " ".join(argv) + str(made.environment)
             assert argv[argv.index("--memory") + 1] == "1000k"
             assert "registry/x:1" in argv
-            file = tmp_path / "container-1/config.json"
+            file = tmp_path / "container-job/config.json"
             assert file.stat().st_mode & 0o777 == 0o600
             assert file.parent.stat().st_mode & 0o777 == 0o700
             assert list(json.loads(file.read_text())["auths"]) == ["registry.cern.ch"]

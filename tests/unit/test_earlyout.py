@@ -21,10 +21,12 @@ from pilot.watch.inotify import Directory
 class Engine:
     """Says that a file is out; keeps what it had in it."""
 
+    confined = False
+
     def __init__(self) -> None:
         self.sent: list[tuple[str, str]] = []
 
-    async def stage_out(self, files: Any, workdir: Path, stop: Stop) -> StagingResult:
+    async def stage_out(self, files: Any, workdir: Path, stop: Stop, paths: Any) -> StagingResult:
         done = []
         for file in files:
             path = workdir / file.lfn
