@@ -455,9 +455,11 @@ def _read_file(path: str) -> tuple[dict[str, str], tuple[str, ...]]:
         return {}, (f"there is no file {path}: its settings are the defaults",)
     except (OSError, UnicodeDecodeError, Error) as error:
         raise SettingsError(f"cannot read settings from {path}: {' '.join(str(error).split())}") from error
-    return {
-        f"{name}.{key}".lower(): value.strip() for name in parser.sections() for key, value in parser.items(name)
-    }, ()
+    texts = {f"{name}.{key}": value.strip() for name in parser.sections() for key, value in parser.items(name)}
+    known = {option.ini.lower() for option in TABLE.values()}
+    unknown = ", ".join(name for name in texts if name.lower() not in known)
+    notes = (f"keys in {path} that no setting reads: {unknown}",) if unknown else ()
+    return {name.lower(): text for name, text in texts.items()}, notes
 
 
 def _from_file(path: str, texts: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[_Change]:

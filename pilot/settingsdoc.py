@@ -28,7 +28,7 @@ pilot with exit code 2 and one line that says where it was found and what was ex
 Sizes are bytes; in the file `500 MB` or `2 GB` are understood, by powers of 1024. Times are seconds. True or false may
 be written `true`, `false`, `yes`, `no`, `t`, `f`, `y`, `n`, `1` or `0`; a flag of this kind without a value means true.
 The file is INI as for Pilot 3. A value `$NAME` reads that environment variable, `None` means not set, and keys that are
-not in these tables are passed over:
+not in these tables are passed over, with one line in the log that names them:
 
 ```ini
 [Pilot]

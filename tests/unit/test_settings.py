@@ -156,10 +156,13 @@ class TestFile:
     def test_nothing_and_none_are_not_set(self, load, text):
         assert load(ini=f"[Pilot]\nheartbeat: {text}").heartbeat == 1800.0
 
-    def test_unknown_keys_are_passed_over(self, load):
-        settings = load(ini="[Pilot]\nfuture: $NOT_THERE\nredundant: 100%\n[Other]\nkey: x\n[Pilot3]\n")
+    def test_unknown_keys_are_passed_over_and_named(self, load, tmp_path):
+        settings = load(ini="[Pilot]\nfuture: $NOT_THERE\nheartbeat: 5\n[Other]\nkey: x\n[Pilot3]\n")
 
-        assert set(settings.origins) == {"queue", "pilot_user", "config"}
+        assert set(settings.origins) == {"queue", "pilot_user", "config", "heartbeat"}
+        assert settings.warnings() == [
+            f"keys in {tmp_path / 'pilot.cfg'} that no setting reads: Pilot.future, Other.key"
+        ]
 
     def test_percent_sign_is_no_interpolation(self, load):
         assert load(ini="[Information]\nqueues_url: https://h/%(q)s").queues_url == "https://h/%(q)s"
