@@ -10,8 +10,16 @@ from pilot.server.client import PandaServer
 from pilot.server.harvester import JOB_FILES, Exchange, FileJobs, HarvesterServer
 from pilot.settings import Settings
 
-#: How often a pilot asks Harvester for a job, and s between two requests (PILOT3 2.2).
-TRIES, WAIT = 60, 10.0
+#: How often a pilot asks Harvester for a job, and s between two requests (PILOT3 2.2): it may look once in 5 minutes.
+_TRIES, WAIT = 60, 10.0
+#: `--getjobfailures` as nobody chose it.
+_UNCHOSEN = 5
+
+
+def tries(settings: Settings) -> int:
+    """How often to ask Harvester for a job: `--getjobfailures` if that was chosen, as with Pilot 3."""
+    chosen = settings.getjob_failures
+    return _TRIES if chosen == _UNCHOSEN else max(1, min(_TRIES, chosen))
 
 
 def with_exchange(settings: Settings, place: Place, server: PandaServer | None) -> Server:

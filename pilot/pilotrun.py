@@ -31,7 +31,7 @@ from pilot.bench import Bench
 from pilot.credentials import with_copies
 from pilot.download import fetch_url
 from pilot.errors import Code, PilotError, ServerError
-from pilot.exchange import TRIES, WAIT, speaks_by_files, with_exchange
+from pilot.exchange import WAIT, speaks_by_files, tries, with_exchange
 from pilot.features import read_features
 from pilot.grace import node_grace
 from pilot.masking import Masker
@@ -351,12 +351,12 @@ class PilotRun:
             harvester_id=batch.harvester_id,
             worker_id="" if batch.worker_id is None else str(batch.worker_id),
         )
-        ids = place.launch_dir / "pilot3"
+        ids = place.launch_dir / (self._environ.get("PANDA_PILOT_SOURCE") or "pilot3")  # Rubin's wrapper names it
         by_files = speaks_by_files(settings, place)
         return Seat(
             request=request,
             ids_file=ids / "pandaIDs.out" if ids.is_dir() else None,
-            tries=TRIES if by_files else 0,
+            tries=tries(settings) if by_files else 0,
             wait=WAIT if by_files else 0.0,
         )
 

@@ -26,7 +26,10 @@ from pilot.stop import Stop
 logger = logging.getLogger(__name__)
 
 #: Signals by which batch systems and people end a pilot (PILOT3 5.5), and a terminal that goes away.
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGXCPU, signal.SIGHUP)
+STOPPING = (
+    *(signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),  # USR2 is Grid Engine's warning before the kill
+)
 
 #: Seconds that are left after the second and each further signal.
 _IMPATIENT = (5.0, 1.0)

@@ -80,7 +80,7 @@ class Slot:
 
         Raises:
             PilotError: the slot cannot go on: no disk left, or it was told to stop; or the server never answered or
-                does not know what became of a job.
+                does not know what became of a job; or there was no job on an HPC, where the batch system is to know.
         """
         while self._wants_another():
             asked = time.monotonic()
@@ -94,6 +94,8 @@ class Slot:
         if self._silence and not self._done:
             raise self._silence
 
+        if not self._done and self._bench.info.queue.resource_type.lower().startswith("hpc"):
+            raise PilotError(Code.NOJOBSINPANDA, f"queue {self._bench.settings.queue}")
     def _wants_another(self) -> bool:
         """Whether the slot has the time for another job; `timefloor` 0 means one job only."""
         if self._stop.requested:

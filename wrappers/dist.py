@@ -132,6 +132,9 @@ def tarball(tree: Path, target: Path, when: int) -> Path:
     """`pilot3/...` as wrappers unpack it."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        folder = tarfile.TarInfo(tree.name)  # first of all: Rubin's wrapper takes the archive's first name for it
+        folder.type, folder.mtime, folder.mode = tarfile.DIRTYPE, when, 0o755
+        archive.addfile(folder)
         for path in files(tree):
             entry = tarfile.TarInfo(str(path.relative_to(tree.parent)))
             entry.size, entry.mtime, entry.mode = path.stat().st_size, when, 0o644

@@ -44,6 +44,12 @@ def test_checksums_are_those_of_the_files(dist):
         assert hashlib.sha256((dist / name).read_bytes()).hexdigest() == digest
 
 
+def test_the_first_name_in_the_archive_is_its_folder(dist):
+    """Rubin's wrapper starts `pilot.py` in what stands first in the archive."""
+    with tarfile.open(dist / "pilot3.tar.gz") as archive:
+        assert next((member.name, member.isdir()) for member in archive) == ("pilot3", True)
+
+
 def test_a_second_build_gives_the_same_bytes(dist, tmp_path):
     build(tmp_path)
     assert (tmp_path / "SHA256SUMS").read_text() == (dist / "SHA256SUMS").read_text()

@@ -266,6 +266,12 @@ def test_arc_finds_its_job_where_the_pilot_starts_and_a_heartbeat_file(grid, tmp
     assert ":checksumtype=adler32:checksumvalue=00fc0083" in listed
 
 
+def test_a_chosen_number_of_requests_counts_with_harvester_too(grid, messenger):
+    pilot = push(grid, messenger, "-x", "1", queue=one_job_queue(grid, "ONCE"))
+    assert pilot.wait(8) == 0, pilot.text
+    assert "asking again" not in pilot.text
+
+
 def test_a_job_that_lies_there_is_taken_by_a_pilot_that_pulls(grid, tmp_path):
     """And once it is done, the server is asked."""
     queue = grid.queue("LIES")

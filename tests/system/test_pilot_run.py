@@ -200,15 +200,17 @@ def test_with_z_the_server_is_not_spoken_to_and_nothing_is_waited_for(grid: Grid
     assert {name: count for name, count in after.items() if count != before.get(name) and name != "cache"} == {}
 
 
-def test_the_ids_of_its_jobs_are_left_for_the_wrapper(grid: Grid) -> None:
+@pytest.mark.parametrize("folder", ["pilot3", "pilot3-4.0"])
+def test_the_ids_of_its_jobs_are_left_for_the_wrapper(grid: Grid, folder: str) -> None:
     queue = grid.queue("IDS")
     ids = grid.submit(
         grid.job(queue=queue), {**grid.job(queue=queue), "outFiles": "a/b"}, grid.job("false", queue=queue)
     )
-    launch = grid.top / "launch"
-    (launch / "pilot3").mkdir(parents=True)
-    finish(grid, grid.pilot(queue=queue, cwd=launch))
-    assert [int(line) for line in (launch / "pilot3" / "pandaIDs.out").read_text().split()] == ids
+    launch = grid.top / f"launch-{folder}"
+    (launch / folder).mkdir(parents=True)
+    environ = {} if folder == "pilot3" else {"PANDA_PILOT_SOURCE": f"{folder}/"}
+    finish(grid, grid.pilot(queue=queue, cwd=launch, env=environ))
+    assert [int(line) for line in (launch / folder / "pandaIDs.out").read_text().split()] == ids
 
 
 def test_the_main_directory_is_removed_or_kept_as_it_was_told(grid: Grid, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
         (signal.SIGXCPU, 1204, 152),
         (signal.SIGBUS, 1206, 135),
         (signal.SIGUSR1, 1207, 138),
+        (signal.SIGUSR2, 1200, 137),
         (signal.SIGINT, 1208, 130),
     ],
 )

@@ -92,6 +92,11 @@ def test_a_job_runs_and_nothing_is_left(grid, wrapped, tmp_path):
     assert left(tmp_path) == []
 
 
+def test_an_hpc_hears_that_there_was_no_job(grid, wrapped):
+    grid.queue("HPC", resource_type="hpc_special")
+    assert wrapped(queue="HPC").wait() == 82
+
+
 def test_the_environment_is_shown_without_secrets(grid, wrapped):
     grid.submit(grid.job())
     pilot = wrapped(SITE_PASSWORD="hunter22", PROXYCONTENT="-----BEGIN", PLAIN="shown")
