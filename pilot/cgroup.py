@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -65,6 +66,30 @@ class Group:
         return limit if limit is not None and limit < 1 << 60 else None  # version 1 says 2**63 less a page for none
 
     @property
+    def memory_bound(self) -> int | None:
+        """Bytes that may be in memory and swap before the kernel kills, by its limit or by that of a group above it.
+
+        A container sees no group above its own. None for no limit.
+        """
+        folder = self.folders.get("memory")
+        groups = [Group(self.version, {"memory": path}) for path in ((folder, *folder.parents) if folder else ())]
+        return min((limit + group._swap for group in groups if (limit := group.memory_limit) is not None), default=None)
+
+    @property
+    def memory_needed(self) -> int | None:
+        """Bytes that the kernel cannot take back, here and below: of processes, of files on a tmpfs, swapped out."""
+        found = self._table("memory", "memory.stat")
+        names = ("anon", "shmem") if self.version == 2 else ("total_rss", "total_shmem", "total_swap")
+        swapped = self._number("memory", "memory.swap.current", "") or 0
+        return sum(found.get(name, 0) for name in names) + swapped if names[0] in found else None
+
+    @property
+    def is_ours_alone(self) -> bool:
+        """Whether no process of others is in it or below: only ours, those who started us, and what runs beside us."""
+        groups = os.walk(self.folders["memory"]) if "memory" in self.folders else ()
+        return _only_ours([pid for path, _, _ in groups for pid in _read(Path(path, "cgroup.procs")).split()])
+
+    @property
     def oom_kills(self) -> int | None:
         """Processes of the group that the kernel killed for want of memory, whosever limit it was."""
         found = self._table("memory", "memory.events" if self.version == 2 else "memory.oom_control")
@@ -103,6 +128,17 @@ class Group:
         """The name of its folder, as the kernel writes it at the end of a line of its log."""
         return self.folders[controller].name if controller in self.folders else ""
 
+    @property
+    def _swap(self) -> int:
+        """Bytes of the node's swap that it may use: version 1 limits the sum of both."""
+        swap = _swap_total()
+        if self.version == 2:
+            limit = self._number("memory", "memory.swap.max", "")
+        else:
+            limit = self._number("memory", "", "memory.memsw.limit_in_bytes")
+            limit = limit - (self.memory_limit or 0) if limit is not None else None
+        return swap if limit is None else max(0, min(swap, limit))
+
     def _number(self, controller: str, second: str, first: str) -> int | None:
         name = second if self.version == 2 else first
         folder = self.folders.get(controller)
@@ -121,12 +157,25 @@ class OwnGroup(Group):
 
     prefix: tuple[str, ...] = field(default=(), kw_only=True)
 
-    def limit(self, memory_kb: int, processes: int = 0) -> None:
-        """Have the kernel hold the payload to its limits; 0 for none."""
-        if memory_kb:
-            most = int(memory_kb * 1024 * HEADROOM)
-            self._write("memory", "memory.high", str(memory_kb * 1024))
-            self._write("memory", "memory.max" if self.version == 2 else "memory.limit_in_bytes", str(most))
+    def limit(self, high_kb: int, most_kb: int, processes: int = 0, *, swap: bool = True) -> None:
+        """Have the kernel hold the payload to its limits; 0 for none.
+
+        The kernel then kills a process of it, whatever `memory.oom.group` says of the slot: that counts where the limit
+        was met. The payload's own stays 0, since one may live on without the process that was killed.
+
+        Args:
+            high_kb: from there on version 2 slows it down, so that it is seen in time.
+            most_kb: at that it kills.
+            processes: most of them.
+            swap: it may have what the slot has.
+        """
+        if most_kb:
+            most = str(most_kb << 10)
+            self._write("memory", "memory.high", str(high_kb << 10))
+            self._write("memory", "memory.max" if self.version == 2 else "memory.limit_in_bytes", most)
+            if not swap:  # else what is over the limit would be there, and not be seen
+                self._write("memory", "memory.swap.max", "0")
+                self._write("memory", "memory.memsw.limit_in_bytes", most)
         if processes:
             self._write("pids", "pids.max", str(processes))
 
@@ -252,6 +301,12 @@ class Nest:
         control.write_text(text)
 
 
+def _swap_total() -> int:
+    """Bytes of swap that the node has."""
+    found = re.search(r"^SwapTotal:\s*(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE)
+    return int(found[1]) << 10 if found else 0
+
+
 def own_group(root: Path = Path("/")) -> Group:
     """The group that this process is in, of the version that counts memory; nothing but empty where none does."""
     second: dict[str, Path] = {}
@@ -347,7 +402,7 @@ def _only_ours(pids: list[str]) -> bool:
 
 def _is_beside_us(pid: int) -> bool:
     try:
-        return os.getpgid(pid) == os.getpgrp()
+        return pid != 0 and os.getpgid(pid) == os.getpgrp()  # 0 is one outside of our pid namespace
     except ProcessLookupError:  # it has just ended
         return True
 

@@ -7,11 +7,11 @@ KillWait of Slurm. Of what it gives five sixths are used (25 of the usual 30 s):
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pilot.classad import ClassAd
+from pilot.slurm import slurm_setting
 
 #: Share of the node's grace that is used.
 _USED = 5 / 6
@@ -24,10 +24,8 @@ _SHORTEST = 1.0
 #: Set by the pod manifest to its `terminationGracePeriodSeconds`, which the downward API does not tell.
 POD_GRACE = "TERMINATION_GRACE_PERIOD_SECONDS"
 
-#: Slurm's own default of KillWait, s (slurm.conf(5)), and where its configuration is: `scontrol show config` would ask
-#: the controller, which has better things to do when ten thousand pilots start.
+#: Slurm's own default of KillWait, s (slurm.conf(5)).
 _KILL_WAIT = 30.0
-_SLURM_CONF = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf", "/etc/slurm-llnl/slurm.conf")
 
 #: Share of the time left after a stop that the payload may take to end, KILL included, and the part of it before KILL.
 PAYLOAD_SHARE, TERM_SHARE = 0.6, 2 / 3
@@ -75,14 +73,8 @@ def _condor(environ: Mapping[str, str]) -> tuple[float | None, str]:
 def _slurm(environ: Mapping[str, str]) -> float | None:
     if not environ.get("SLURM_JOB_ID"):
         return None
-    for path in filter(None, (environ.get("SLURM_CONF"), *_SLURM_CONF)):
-        try:
-            with open(path, errors="replace") as stream:
-                found = re.search(r"^\s*KillWait\s*=\s*(\d+)", stream.read(), re.MULTILINE | re.IGNORECASE)
-        except OSError:
-            continue
-        return float(found[1]) if found else _KILL_WAIT
-    return _KILL_WAIT
+    text = slurm_setting(environ, "KillWait")
+    return float(text) if text.isascii() and text.isdecimal() else _KILL_WAIT
 
 
 @dataclass(frozen=True, slots=True)

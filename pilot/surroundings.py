@@ -33,7 +33,7 @@ def describe(environ: Mapping[str, str], batch: BatchFacts, group: Group, root: 
 
 def _facts(environ: Mapping[str, str], batch: BatchFacts, group: Group, root: Path) -> Iterator[tuple[str, str]]:
     yield "virtualisation", virtualisation(root, environ) or "none"
-    limit = group.memory_limit
+    limit = group.memory_bound
     yield f"control groups version {group.version}", f"with a limit of {limit >> 20} MB" if limit else "without a limit"
     yield batch.system, batch.job_id
     ad = ClassAd.of_machine(environ)

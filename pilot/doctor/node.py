@@ -68,7 +68,7 @@ def cores_and_memory(patient: Patient) -> Finding:
 def control_group(patient: Patient) -> Finding:
     """The version, what the slot may use, and whether payloads can have groups of their own."""
     nest = Nest(patient.settings.cgroup)
-    limit = nest.slot.memory_limit
+    limit = nest.slot.memory_bound
     memory = f"the slot may use {limit >> 20} MB" if limit is not None else "no memory limit of the slot"
     own = "payloads get groups of their own" if nest.is_usable else "not delegated: payloads are held by processes"
     found = f"version {nest.slot.version}, {memory}, {own}"

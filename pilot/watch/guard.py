@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ from pilot.watch.killfile import KillFile
 from pilot.watch.look import Look
 from pilot.watch.looping import Looping
 from pilot.watch.memory import Memory
-from pilot.watch.memorylimit import MemoryLimit, memory_limit
+from pilot.watch.memorylimit import NO_LIMIT, MemoryLimit, memory_limit
 from pilot.watch.meter import Meter, Subject, Tally
 from pilot.watch.oom import OutOfMemory
 from pilot.watch.outputs import OutputSize, StdoutSize
 from pilot.watch.processcount import ProcessCount
 from pilot.watch.shutdown import MachineShutdown
+from pilot.watch.slotmemory import SLACK, slot_limits
 from pilot.watch.softstop import SoftStop
 from pilot.watch.stacks import log_stacks
 from pilot.watch.timeline import FILES, Timeline
@@ -86,6 +88,8 @@ class Guard:
         self._post = post
         pull = post.settings.harvester_submitmode == "PULL"
         self._limit = memory_limit(post.job, post.queue, post.limits, post.resource_types, pull=pull)
+        self._slot_limits = slot_limits(post.environ, post.nest.slot)
+        self._limits = [limit for limit in (self._limit, *self._slot_limits) if limit.kb]
         self._group = self._make_group()
         self.prefix = self._group.prefix if self._group else ()
         self.out_of_memory: PilotError | None = None
@@ -107,7 +111,8 @@ class Guard:
         """The payload was started: what to look at while it runs; `receivers` are those of it that get signals."""
         self._members, self._receivers = members, receivers or members
         self._seen.add(pid)
-        logger.info("meter: %s; memory limit: %s", self._meter.name, _words(self._limit))
+        words = "; ".join(f"{limit.kb} kB ({limit.origin})" for limit in self._limits) or "none"
+        logger.info("meter: %s; memory limit: %s", self._meter.name, words)
         self._meter.attach(
             Subject(
                 pid=pid,
@@ -119,14 +124,21 @@ class Guard:
             )
         )
         takers = () if self._meter.writes_timeline else (self._timeline.add,)
-        memory = Memory(self._meter, self._tally, self._limit, *takers)
+        memory = Memory(self._meter, self._tally, self._limits, *takers)
         gpu = [self._gpu] if takers and self._gpu.works else []
         return [memory, *gpu, *self._disk(), *self._clock(), *self._behaviour()]
 
     @property
     def hard_limit(self) -> int:
         """kB, 0 for none: where the kernel shall stop the payload if we do not."""
-        return int(self._limit.kb * HEADROOM)
+        return self._hard.kb
+
+    @property
+    def _hard(self) -> MemoryLimit:
+        """The same; where the slot's limit is the lower one it is named."""
+        ours = [MemoryLimit(kb=int(self._limit.kb * HEADROOM))] if self._limit.kb else []
+        slots = [replace(limit, kb=limit.kb + SLACK) for limit in self._slot_limits]
+        return min((*ours, *slots), key=lambda limit: limit.kb, default=NO_LIMIT)
 
     def contained(self, mark: str, *, out_of_memory: bool) -> None:
         """The payload has ended that ran in a container.
@@ -154,7 +166,7 @@ class Guard:
         self._tally.end(Spent(max(spent.cpu, cpu or 0.0), spent.max_rss, spent.io), seconds)
         peak = max(self._tally.peak("pss"), self._tally.peak("rss"))
         self.out_of_memory = self._oom.error(
-            self._seen, killed=killed, peak_kb=peak, mark=self._mark, told=self._told, limit_kb=self.hard_limit
+            self._seen, killed=killed, peak_kb=peak, mark=self._mark, told=self._told, limit=self._hard
         )
         if self.out_of_memory:
             logger.warning("%s", self.out_of_memory.detail)
@@ -172,9 +184,11 @@ class Guard:
 
     def _make_group(self) -> OwnGroup | None:
         post = self._post
-        group = post.nest.make(f"payload-{post.job.job_id}-{post.job.attempt}")
+        # Pilots that share a group may have jobs of one id, such as those of `pilot local`, and pids of one number.
+        group = post.nest.make(f"payload-{post.job.job_id}-{post.job.attempt}-{os.urandom(4).hex()}")
         if group is not None:
-            group.limit(self._limit.kb, post.settings.max_processes)
+            high, hard = min((limit.kb for limit in self._limits), default=0), self._hard
+            group.limit(high, hard.kb, post.settings.max_processes, swap=bool(hard.origin))
         return group
 
     def _living(self) -> list[int]:
@@ -255,10 +269,6 @@ def choose_meter(name: str, group: Group | None, environ: Mapping[str, str]) -> 
         logger.warning("meter %s cannot be used: %s; procfs instead", wanted, problem)
         found = plugins.load("pilot.meters", "procfs", Meter)
     return found()
-
-
-def _words(limit: MemoryLimit) -> str:
-    return f"{limit.kb} kB ({limit.origin})" if limit.kb else "none"
 
 
 def _fetch(allow_http: bool, url: str) -> bytes:

@@ -84,28 +84,37 @@ class Pace:
     """Periods of looks at something that grows towards a limit, 0 for none.
 
     Frequent at first, since nothing is known yet; then the longer the farther off the limit is, and always so short
-    that at the speed of the last period half of the way to it is left at the next look.
+    that at the speed of the last period half of the way to it is left at the next look; never twice as long as the last
+    one, since what grows by steps seems to rest between them.
 
     Args:
         shortest, longest: period, s.
         clock: seconds.
+        urgent: shortest period for what grows so fast that it would be over the limit within `shortest`.
     """
 
-    def __init__(self, shortest: float, longest: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        shortest: float,
+        longest: float,
+        clock: Callable[[], float] = time.monotonic,
+        urgent: float | None = None,
+    ) -> None:
         self._shortest = shortest
+        self._urgent = shortest if urgent is None else urgent
         self._longest = longest
         self._clock = clock
-        self._young = shortest
+        self._most = shortest
         self._last: tuple[float, float] | None = None
 
     def next(self, value: float, limit: float) -> float:
         """Seconds until the next look at what is now `value`."""
         if limit <= 0:
             return self._longest
-        now, period = self._clock(), min(self._young, nearness(value, limit, self._shortest, self._longest))
+        now, period = self._clock(), min(self._most, nearness(value, limit, self._shortest, self._longest))
         if self._last is not None and value > self._last[1]:
             speed = (value - self._last[1]) / max(now - self._last[0], 0.001)
-            period = min(period, (limit - value) / speed / 2)
-        self._young = min(self._young * 2, self._longest)
+            period = min(period, max(self._urgent, (limit - value) / speed / 2))
+        self._most = min(period * 2, self._longest)
         self._last = now, value
-        return max(self._shortest, period)
+        return period

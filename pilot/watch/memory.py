@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pilot.errors import Code, PilotError
 from pilot.watch.look import Pace
@@ -17,6 +17,10 @@ logger = logging.getLogger(__name__)
 #: than once a minute, as Pilot 3 did (PILOT3 5.4). Near the limit every `_FIRST`.
 _FIRST, _STEADY, _LONGEST = 0.25, 4.0, 60.0
 
+#: Seconds between samples where there is a limit: of what would be over it before the next, and of what is far from it.
+#: The kill of a slot comes at once.
+_URGENT, _LIMITED = 0.05, 15.0
+
 #: A sample of so many CPU seconds is worth a pause of so many times as long: 0.05 % of a core.
 _PAUSE = 2000
 
@@ -25,48 +29,49 @@ _WARN = 0.9
 
 
 class Memory:
-    """Samples the payload into a `Tally`; PSS over the limit is PAYLOADEXCEEDMAXMEM (1235).
+    """Samples the payload into a `Tally`; memory over one of the limits is PAYLOADEXCEEDMAXMEM (1235).
 
     Args:
         meter: attached to the payload.
         tally: where samples go.
-        limit: of the PSS.
+        limits: of the job and of the slot.
         also: gets each sample too, such as a time line.
     """
 
     slow = False
 
     def __init__(
-        self, meter: Meter, tally: Tally, limit: MemoryLimit | None = None, *also: Callable[[Sample], None]
+        self, meter: Meter, tally: Tally, limits: Sequence[MemoryLimit] = (), *also: Callable[[Sample], None]
     ) -> None:
         self._meter = meter
         self._tally = tally
-        self._limit = limit or MemoryLimit()
+        self._limits = {limit: Pace(_FIRST, _LIMITED, urgent=_URGENT) for limit in limits if limit.kb}
         self._also = also
         self._period = _FIRST / 2
-        self._pace = Pace(_FIRST, _LONGEST)
-        self._warned = False
+        self._warned: set[MemoryLimit] = set()
 
     def look(self) -> float:
-        """Sample. The period doubles until sampling costs next to nothing, and shrinks on the way to the limit."""
+        """Sample. The period doubles until sampling costs next to nothing, and shrinks on the way to a limit."""
         before = time.thread_time()
         sample = self._meter.sample()
         self._tally.add(sample)
         for take in self._also:
             take(sample)
-        used = sample.pss or sample.rss
-        self._check(sample, used)
+        for limit in self._limits:
+            self._check(sample, limit)
         price = (time.thread_time() - before) * _PAUSE
         self._period = min(self._period * 2, max(_STEADY, min(price, _LONGEST)))
-        return min(self._period, self._pace.next(used, self._limit.kb))
+        return min([self._period, *(pace.next(limit.used(sample), limit.kb) for limit, pace in self._limits.items())])
 
-    def _check(self, sample: Sample, used: int) -> None:
-        limit = self._limit
-        if not limit.kb or used <= limit.kb * _WARN:
+    def _check(self, sample: Sample, limit: MemoryLimit) -> None:
+        used = limit.used(sample)
+        if used <= limit.kb * _WARN:
             return
-        text = f"{used} kB (PSS) in {sample.processes} processes, the limit is {limit.kb} kB ({limit.origin})"
+        text = (
+            f"{used} kB ({limit.counts}) in {sample.processes} processes, the limit is {limit.kb} kB ({limit.origin})"
+        )
         if used > limit.kb:
             raise PilotError(Code.PAYLOADEXCEEDMAXMEM, text)
-        if not self._warned:
-            self._warned = True
+        if limit not in self._warned:
+            self._warned.add(limit)
             logger.warning("the payload is near its memory limit: %s", text)

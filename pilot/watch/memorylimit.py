@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pilot.job import Job, Limits
 from pilot.queuedata import Queue
+from pilot.watch.meter import Sample
 
 #: MB for each core when the server tells nothing of its resource types (PILOT3 5.4), by the end of their names.
 _MB_PER_CORE = {"LOMEM": 1000, "": 2000, "HIMEM": 3000}
 _MB_UNKNOWN = 4001
 
 
+def proportional(sample: Sample) -> int:
+    """PSS, kB; RSS where that is not known."""
+    return sample.pss or sample.rss
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryLimit:
-    """A limit in kB of 1024 bytes, 0 for none, and where it comes from in words."""
+    """A limit of memory.
+
+    Attributes:
+        kb: of 1024 bytes, 0 for none.
+        origin: where it comes from, in words.
+        counts: what counts for it, in a word.
+        used: what that is of a payload, kB.
+    """
 
     kb: int = 0
     origin: str = ""
+    counts: str = "PSS"
+    used: Callable[[Sample], int] = proportional
+
+
+NO_LIMIT = MemoryLimit()
 
 
 def memory_limit(
@@ -46,11 +64,11 @@ def memory_limit(
     if limits.memory_mb:
         return MemoryLimit(kb=limits.memory_mb * 1_000_000 // 1024, origin="limit of the job file")
     if resource_types is None:
-        return MemoryLimit()
+        return NO_LIMIT
     megabytes, origin = _scaled(job, queue, resource_types, pull)
     factor = queue.rss_grace * queue.memkillgrace / 100
     if not megabytes or not factor:
-        return MemoryLimit()
+        return NO_LIMIT
     return MemoryLimit(kb=int(megabytes * factor * 1024), origin=f"{origin}, times {factor:g} of the queue")
 
 

@@ -10,10 +10,15 @@ from pathlib import Path
 
 from pilot.cgroup import Group
 from pilot.errors import Code, PilotError
+from pilot.watch.memorylimit import NO_LIMIT, MemoryLimit
 
 logger = logging.getLogger(__name__)
 
 _KERNEL_LOG = Path("/dev/kmsg")
+
+#: The kernel's log has pids of the first namespace (PROC_PID_INIT_INO of linux/proc_ns.h): in another one, such as a
+#: container's, those of a stranger may be numbers of ours.
+_NAMESPACE, _FIRST_NAMESPACE = Path("/proc/self/ns/pid"), "pid:[4026531836]"
 
 #: `Memory cgroup out of memory: Killed process 123 (python3) total-vm:...`, and without a group `Out of memory: ...`;
 #: mm/oom_kill.c, since Linux 2.6.36, with ` or sacrifice child` behind `Kill` before 5.1.
@@ -36,13 +41,15 @@ class OutOfMemory:
         group: made for the payload, None for none.
         slot: the one we are in.
         log: of the kernel; often not readable.
+        namespace: of our pids.
     """
 
-    def __init__(self, group: Group | None, slot: Group, log: Path = _KERNEL_LOG) -> None:
+    def __init__(self, group: Group | None, slot: Group, log: Path = _KERNEL_LOG, namespace: Path = _NAMESPACE) -> None:
         self._group = group
         self._slot = slot
         self._slot_kills = slot.oom_kills or 0
         self._log = _open_at_end(log)
+        self._knows_pids = namespace.is_symlink() and os.readlink(namespace) == _FIRST_NAMESPACE
 
     def close(self) -> None:
         """Stop listening to the kernel. May be called again."""
@@ -58,7 +65,7 @@ class OutOfMemory:
         peak_kb: int = 0,
         mark: str = "",
         told: bool = False,
-        limit_kb: int = 0,
+        limit: MemoryLimit = NO_LIMIT,
     ) -> PilotError | None:
         """PAYLOADOUTOFMEMORY (1212) if it did, with the peak, the limit and the process killed.
 
@@ -68,25 +75,26 @@ class OutOfMemory:
             peak_kb: the largest memory that was measured.
             mark: of the groups of a container, in their paths.
             told: the runtime of the container says so.
-            limit_kb: of the container, 0 for none.
+            limit: of the payload's group or container.
         """
         victim = self._victim(set(pids), mark)
         ours = self._group.oom_kills or 0 if self._group else 0
         slots = (self._slot.oom_kills or 0) - self._slot_kills
         if not (ours or victim or told or (killed and slots > 0)):
             return None
-        text = "the kernel killed " + (victim or "a process") + self._numbers(peak_kb, limit_kb if mark else 0)
+        text = "the kernel killed " + (victim or "a process") + self._numbers(peak_kb, limit, contained=bool(mark))
         return PilotError(Code.PAYLOADOUTOFMEMORY, text)
 
-    def _numbers(self, peak_kb: int, limit_kb: int) -> str:
+    def _numbers(self, peak_kb: int, limit: MemoryLimit, *, contained: bool) -> str:
         """Peak and limit. What was charged to a group is what the kernel goes by; the slot's is not this payload's."""
         group = self._group
         peak = (group.memory_peak or 0) >> 10 if group else 0
         peak = peak or peak_kb
-        own, slots = (group.memory_limit if group else None) or limit_kb << 10, self._slot.memory_limit or 0
+        own = (group.memory_limit if group else None) or (limit.kb << 10 if contained else 0)
+        slots = self._slot.memory_bound or 0
         parts = [f"peak {peak} kB"] if peak else []
         if own and not 0 < slots < own:
-            parts.append(f"limit {own >> 10} kB")
+            parts.append(f"limit {own >> 10} kB" + (f" ({limit.origin})" if limit.origin else ""))
         elif slots:
             parts.append(f"limit {slots >> 10} kB of the slot")
         return f": {', '.join(parts)}" if parts else ""
@@ -99,7 +107,7 @@ class OutOfMemory:
             if by_group and (mark in by_group[1] if mark else name and name in by_group[1].split("/")):
                 return f"{by_group[2]} (pid {by_group[3]})"
             by_pid = _KILLED.search(line)
-            if by_pid and int(by_pid[1]) in pids:
+            if by_pid and self._knows_pids and int(by_pid[1]) in pids:
                 return f"{by_pid[2]} (pid {by_pid[1]})"
         return ""
 

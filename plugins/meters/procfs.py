@@ -46,7 +46,7 @@ class Procfs(Meter):
         self._seen: dict[tuple[int, bytes], _Used] = {}
         self._orphans: list[_Used] = []
         self._passes = 0
-        self._pss = self._swap = self._rss_then = 0
+        self._pss = self._swap = self._files = self._rss_then = 0
         self._highest = [0.0] * 6
 
     def attach(self, subject: Subject) -> None:
@@ -79,6 +79,7 @@ class Procfs(Meter):
             pss=min(self._pss, rss) if rss else 0,
             vmem=vmem,
             swap=self._swap,
+            files=self._files,
             rchar=int(io[0]),
             wchar=int(io[1]),
             rbytes=int(io[2]),
@@ -107,7 +108,7 @@ class Procfs(Meter):
         moved = abs(rss - self._rss_then) > self._rss_then * _PSS_CHANGE
         if moved or len(pids) <= _SMALL_TREE or self._passes >= _PSS_EVERY:
             found = [_pss(pid) for pid in pids]
-            self._pss, self._swap = sum(pss for pss, _ in found), sum(swap for _, swap in found)
+            self._pss, self._swap, self._files = (sum(column) for column in zip((0, 0, 0), *found, strict=True))
             self._rss_then, self._passes = rss, 0
 
 
@@ -120,15 +121,14 @@ def _used(pid: int, fields: list[bytes]) -> _Used:
     return _Used(int(fields[1]), cpu, (rchar, wchar, rbytes, wbytes))
 
 
-def _pss(pid: int) -> tuple[int, int]:
-    """Proportional set size, which counts shared pages once over the tree, and swap, kB."""
-    pss = swap = 0
+def _pss(pid: int) -> tuple[int, int, int]:
+    """Proportional set size, which counts shared pages once over the tree; swap; the part of the first in files, kB."""
+    found = dict.fromkeys((b"Pss:", b"Swap:", b"Pss_File:"), 0)  # the last since Linux 5.3
     for line in _read(pid, "smaps_rollup").splitlines():
-        if line.startswith(b"Pss:"):
-            pss = int(line.split()[1])
-        elif line.startswith(b"Swap:"):
-            swap = int(line.split()[1])
-    return pss, swap
+        name, *value = line.split()
+        if name in found:
+            found[name] = int(value[0])
+    return found[b"Pss:"], found[b"Swap:"], found[b"Pss_File:"]
 
 
 def _read(pid: int, name: str) -> bytes:

@@ -112,7 +112,7 @@ def measure(
             )
         )
         tally, line = Tally(), Timeline(workdir)
-        look = Memory(made, tally, None, line.add)
+        look = Memory(made, tally, (), line.add)
         waiting = asyncio.ensure_future(payload.wait())
         while not waiting.done():
             look.look()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +22,7 @@ from pilot.watch.oom import OutOfMemory
 from tests.parts import cannot
 from tests.watched import watched
 
+ROOT = Path(__file__).resolve().parents[2]
 MEMORY = Path("/sys/fs/cgroup/memory")
 ENVIRON = {"PATH": os.environ["PATH"]}
 EAT = f"{sys.executable} -c 'x = bytearray(400_000_000); print(len(x))'"
@@ -43,12 +47,12 @@ def processes():
     return Processes()
 
 
-def run(text, workdir, processes, group: OwnGroup | None):
+def run(text, workdir, processes, group: OwnGroup | None, known=True):
     """The end of a payload, what the watch says of it, and the pids it had."""
     slot = own_group()
 
     async def main():
-        watch = OutOfMemory(group, slot)
+        watch = OutOfMemory(group if known else None, slot)
         prefix = group.prefix if group else ()
         payload = PayloadProcess.start(text, workdir=workdir, environment=ENVIRON, processes=processes, prefix=prefix)
         ended = await payload.wait()
@@ -64,7 +68,7 @@ def run(text, workdir, processes, group: OwnGroup | None):
 
 def test_a_kill_by_the_kernel_is_1212_with_the_process_the_peak_and_the_limit(tmp_path, parent, processes):
     group = Nest(str(parent)).make("job-1")
-    group.limit(memory_kb=100_000)
+    group.limit(100_000, 110_000)
     ended, error = run(f"exec {EAT}", tmp_path, processes, group)
     assert (ended.signum, ended.stopped) == (9, False)
     assert error.code is Code.PAYLOADOUTOFMEMORY
@@ -74,9 +78,19 @@ def test_a_kill_by_the_kernel_is_1212_with_the_process_the_peak_and_the_limit(tm
     group.remove()
 
 
+def test_the_words_of_the_kernel_name_a_process_that_is_ours(tmp_path, parent, processes):
+    group = Nest(str(parent)).make("job-8")
+    group.limit(100_000, 110_000)
+    ended, error = run(f"echo $$; exec {EAT}", tmp_path, processes, group, known=False)
+    pid = (tmp_path / "payload.stdout").read_text().strip()
+    assert ended.signum == 9
+    assert re.fullmatch(rf"the kernel killed python\S* \(pid {pid}\)", error.detail)
+    group.remove()
+
+
 def test_the_kill_of_a_child_is_known_though_the_payload_exits_with_something_else(tmp_path, parent, processes):
     group = Nest(str(parent)).make("job-2")
-    group.limit(memory_kb=100_000)
+    group.limit(100_000, 110_000)
     ended, error = run(f"{EAT} || exit 3", tmp_path, processes, group)
     assert ended.exit_code == 3
     assert error.code is Code.PAYLOADOUTOFMEMORY
@@ -85,7 +99,7 @@ def test_the_kill_of_a_child_is_known_though_the_payload_exits_with_something_el
 
 def test_sigkill_from_somebody_else_is_not_out_of_memory(tmp_path, parent, processes):
     group = Nest(str(parent)).make("job-3")
-    group.limit(memory_kb=100_000)
+    group.limit(100_000, 110_000)
     ended, error = run("kill -9 $$", tmp_path, processes, group)
     assert (ended.signum, error) == (9, None)
     group.remove()
@@ -167,5 +181,72 @@ def test_a_whole_pilot_reports_it(tmp_path, parent):
     done = watched(tmp_path, EAT, "--cgroup", str(parent), queue=queue, resource_type="SCORE_VHIMEM")
     assert done.job["state"] == "failed"
     assert done.code == 1212
-    assert done.diag.startswith("Payload ran out of memory: the kernel killed ")
-    assert "limit 112640 kB" in done.diag
+    assert re.search(
+        r"Payload ran out of memory: the kernel killed python\S* \(pid \d+\): .*limit 112640 kB$", done.diag
+    )
+
+
+@pytest.fixture
+def slot(parent):
+    """What starts a pilot in a slot of 250 MB; its kernel group of version 1."""
+    (parent / "memory.limit_in_bytes").write_text(f"{250_000 << 10}")
+    yield ["sh", "-c", f'echo 0 > {parent}/cgroup.procs; exec "$@"', "sh"]
+
+
+SLOT = r"\(control group of the slot: 250000 kB, less \d+ kB of the pilot and 16384 kB in reserve\)"
+SLOWLY = EAT.replace("x = bytearray(400_000_000); print(len(x))", """
+import time
+held = []
+while True:
+    held.append(b"x" * 5_000_000 + bytes([len(held)]))
+    time.sleep(0.1)
+""")  # fmt: skip
+
+
+def test_a_payload_that_outgrows_the_slot_is_1235_before_the_kernel_kills(tmp_path, slot):
+    done = watched(tmp_path, f"exec {SLOWLY}", "--cgroup", "off", prefix=slot)
+    assert (done.job["state"], done.code) == ("failed", 1235), done.log
+    assert re.search(rf"\d+ kB \(memory\) in 1 processes, the limit is \d+ kB {SLOT}$", done.diag)
+    assert done.report["max_pss"] < 234_000
+
+
+def test_files_in_memory_that_the_kernel_can_take_back_count_for_no_limit_of_the_slot(tmp_path, slot):
+    read = "import mmap, time; f = open('big', 'r+b'); m = mmap.mmap(f.fileno(), 0); n = sum(m[::4096]); time.sleep(1)"
+    done = watched(tmp_path, f'truncate -s 230M big; {sys.executable} -c "{read}"', "--cgroup", "off", prefix=slot)
+    assert done.job["state"] == "finished", done.diag
+
+
+def test_a_payload_that_takes_more_than_the_slot_at_once_is_killed_in_its_group_and_not_with_the_pilot(
+    tmp_path, slot, parent
+):
+    done = watched(tmp_path, EAT, "--cgroup", str(parent), prefix=slot)
+    assert (done.job["state"], done.code) == ("failed", 1212), done.log
+    assert re.search(rf"the kernel killed python\S* \(pid \d+\): peak \d+ kB, limit \d+ kB {SLOT}$", done.diag)
+    assert "oom_kill 0" in (parent / "memory.oom_control").read_text()
+
+
+def test_files_on_a_tmpfs_are_1235_before_the_kernel_kills_the_pilot_for_them(tmp_path, slot):
+    """No process has them, so the largest one would be killed: the pilot."""
+    place = Path("/dev/shm", f"pilot-test-{os.getpid()}")
+    place.mkdir()
+    fill = f"for i in $(seq 40); do head -c 10M /dev/zero > {place}/$i; sleep 0.1; done"
+    try:
+        done = watched(tmp_path, fill, "--cgroup", "off", prefix=slot)
+    finally:
+        shutil.rmtree(place)
+    assert (done.job["state"], done.code) == ("failed", 1235), done.log
+    assert re.search(rf"\d+ kB \(memory\) in [12] processes, the limit is \d+ kB {SLOT}$", done.diag)
+
+
+def test_two_pilots_that_share_a_group_have_groups_of_their_own_for_jobs_of_one_id(tmp_path, parent):
+    os.setxattr(parent, "trusted.delegate", b"1")
+    (tmp_path / "job.yaml").write_text("payload: |\n  cat /proc/self/cgroup; sleep 1\n")
+    local = f"{sys.executable} -m pilot.cli.main local job.yaml --keep --quiet --workdir"
+    script = (
+        f"echo 0 > {parent}/cgroup.procs; {local} {tmp_path}/1 & {local} {tmp_path}/2; code=$?; wait $! && exit $code"
+    )
+    for name in "12":
+        (tmp_path / name).mkdir()
+    subprocess.run(["sh", "-c", script], env={**ENVIRON, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=True, timeout=30)
+    told = "".join(path.read_text() for path in tmp_path.rglob("payload.stdout"))
+    assert len(set(re.findall(rf":memory:.*/{parent.name}/payload-.*", told))) == 2, told

@@ -46,6 +46,15 @@ class TestPace:
         quiet = [(at * 60.0, 0.0) for at in range(8)]
         assert self.pace(*quiet, (421, 100))[-1] == pytest.approx(900 / 100 / 2)
 
+    def test_what_grows_by_steps_is_not_taken_to_rest_between_them(self):
+        steps = [(0, 0), (10, 400), (11, 800), (12, 900), (12.5, 900), (13, 900)]
+        assert self.pace(*steps)[-2:] == [2, 4]
+
+    def test_what_would_be_over_the_limit_before_the_next_look_is_looked_at_at_once(self):
+        times = iter([0.0, 0.25, 0.35])
+        pace = Pace(0.25, 60, lambda: next(times), urgent=0.05)
+        assert [pace.next(value, 1000.0) for value in (0, 500, 900)] == [0.25, 0.125, 0.05]
+
     def test_without_a_limit_there_is_no_hurry(self):
         assert self.pace((0, 5), (1, 50), limit=0) == [60, 60]
 
@@ -256,13 +265,21 @@ class TestMemory:
 
     def test_more_than_the_limit_is_1235_with_numbers(self):
         tally = Tally()
-        code, text = error(Memory(Given(sample(1001)), tally, self.LIMIT))
+        code, text = error(Memory(Given(sample(1001)), tally, [self.LIMIT]))
         assert code is Code.PAYLOADEXCEEDMAXMEM
         assert text == "1001 kB (PSS) in 2 processes, the limit is 1000 kB (because)"
         assert tally.peak("pss") == 1001
 
+    def test_the_limit_that_is_passed_is_the_one_that_is_told(self):
+        slot = MemoryLimit(kb=1500, origin="the slot", counts="RSS", used=lambda sample: sample.rss)
+        code, text = error(Memory(Given(sample(900)), Tally(), [self.LIMIT, slot]))
+        assert (code, text) == (
+            Code.PAYLOADEXCEEDMAXMEM,
+            "1800 kB (RSS) in 2 processes, the limit is 1500 kB (the slot)",
+        )
+
     def test_near_the_limit_there_is_one_warning(self, caplog):
-        look = Memory(Given(sample(899), sample(901), sample(950)), Tally(), self.LIMIT)
+        look = Memory(Given(sample(899), sample(901), sample(950)), Tally(), [self.LIMIT])
         periods = [look.look() for _ in range(3)]
         assert caplog.text.count("the payload is near its memory limit: 901 kB") == 1
         assert max(periods) <= 7
@@ -275,5 +292,5 @@ class TestMemory:
 
     def test_all_who_want_to_know_get_each_sample(self):
         seen = []
-        Memory(Given(sample(10)), Tally(), None, seen.append).look()
+        Memory(Given(sample(10)), Tally(), (), seen.append).look()
         assert seen == [sample(10)]

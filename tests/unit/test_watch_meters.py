@@ -42,7 +42,7 @@ def measure(script, workdir, processes, meter="procfs", period=0.1):
         )
         tally = Tally()
         line = Timeline(workdir)
-        look = Memory(made, tally, None, line.add)
+        look = Memory(made, tally, (), line.add)
         waiting = asyncio.ensure_future(payload.wait())
         while not waiting.done():
             look.look()
@@ -211,7 +211,7 @@ class TestGroups:
 
     def test_limits_of_version_2_leave_room_to_say_1235_first(self, tmp_path):
         folder = fake(tmp_path / "g", memory__high="max", memory__max="max", pids__max="max")
-        OwnGroup(2, dict.fromkeys(("memory", "pids"), folder)).limit(1000, 50)
+        OwnGroup(2, dict.fromkeys(("memory", "pids"), folder)).limit(1000, 1100, 50)
         written = [(folder / name).read_text() for name in ("memory.high", "memory.max", "pids.max")]
         assert written == [str(1000 * 1024), str(int(1000 * 1024 * 1.1)), "50"]
 

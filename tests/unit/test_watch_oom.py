@@ -4,6 +4,7 @@ import pytest
 
 from pilot.cgroup import Group
 from pilot.errors import Code
+from pilot.watch.memorylimit import MemoryLimit
 from pilot.watch.oom import OutOfMemory
 
 KILLED = "6,900,1,-;Memory cgroup out of memory: Killed process 321 (cc1 (plus)) total-vm:9kB, anon-rss:8kB, UID:0\n"
@@ -26,8 +27,9 @@ def log(tmp_path):
     return path
 
 
-def watch(tmp_path, log, group=None, slot=None):
-    return OutOfMemory(group, slot or counts(tmp_path / "slot", 5), log)
+def watch(tmp_path, log, group=None, slot=None, namespace=4026531836):
+    (tmp_path / "pid").symlink_to(f"pid:[{namespace}]")
+    return OutOfMemory(group, slot or counts(tmp_path / "slot", 5), log, tmp_path / "pid")
 
 
 def add(log, text):
@@ -54,6 +56,12 @@ def test_a_line_of_somebody_elses_process_is_not(tmp_path, log):
     assert oom.error([321], killed=True) is None
 
 
+def test_in_a_pid_namespace_of_our_own_the_pids_of_the_kernel_are_not_ours(tmp_path, log):
+    oom = watch(tmp_path, log, namespace=4026532295)
+    add(log, KILLED)
+    assert oom.error([321], killed=True) is None
+
+
 def test_a_line_that_names_our_group_is_enough(tmp_path, log):
     oom = watch(tmp_path, log, counts(tmp_path / "job", 1, "102400", 102400))
     add(log, IN_GROUP)
@@ -73,6 +81,12 @@ def test_the_limit_that_is_told_is_the_one_that_was_met(tmp_path, log):
     slot = counts(tmp_path / "slot", 5, "51200")
     oom = watch(tmp_path, log, counts(tmp_path / "job", 1, "102400", 48128), slot)
     assert oom.error([], killed=False).detail.endswith("peak 47 kB, limit 50 kB of the slot")
+
+
+def test_a_limit_that_was_made_of_the_slots_says_so(tmp_path, log):
+    oom = watch(tmp_path, log, counts(tmp_path / "job", 1, "40960", 40960), counts(tmp_path / "slot", 5, "51200"))
+    error = oom.error([], killed=False, limit=MemoryLimit(kb=40, origin="less the pilot"))
+    assert error.detail.endswith("peak 40 kB, limit 40 kB (less the pilot)")
 
 
 def test_the_count_of_our_group_is_enough_without_a_log(tmp_path):

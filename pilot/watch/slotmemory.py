@@ -1,0 +1,94 @@
+"""How much memory a payload may use before the batch system kills all that is in the slot, the pilot too.
+
+Only what is enforced counts: the limit of a control group, which the kernel keeps, and that of Slurm where it polls its
+steps. What is only promised ends no payload, since many sites let jobs use more than they asked for: `Memory` of an
+HTCondor slot, Slurm's where nobody looks. Nor does RLIMIT_AS, by which a single process is refused memory, not killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+
+from pilot.cgroup import Group
+from pilot.slurm import slurm_memory, slurm_setting
+from pilot.watch.memorylimit import MemoryLimit, proportional
+from pilot.watch.meter import Sample
+
+logger = logging.getLogger(__name__)
+
+#: kB kept back for what runs beside pilot and payload, such as one that ships a log, and for what a payload takes
+#: between a look and its end: a twentieth of the limit, within these.
+_RESERVE = (16 << 10, 64 << 10)
+
+#: kB of the reserve that a control group of the payload may take: the kernel kills there what no look has seen in time.
+SLACK = 8 << 10
+
+_PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
+
+#: Processes above the pilot that belong to the batch system.
+_STARTERS = ("slurmstepd", "condor_starter")
+
+
+def slot_limits(environ: Mapping[str, str], slot: Group) -> list[MemoryLimit]:
+    """What a payload that starts now may use of each limit: less what the pilot and who started it use, and a reserve.
+
+    Args:
+        environ: of the pilot.
+        slot: the control group that it came into.
+    """
+    own = _own_use()
+    return [limit for whole in _enforced(environ, slot, own) if (limit := _left(whole, own))]
+
+
+def _enforced(environ: Mapping[str, str], slot: Group, own: int) -> Iterator[MemoryLimit]:
+    if bound := slot.memory_bound:
+        used = partial(_charged, slot, own) if slot.is_ours_alone else _needed
+        yield MemoryLimit(kb=bound >> 10, origin="control group of the slot", counts="memory", used=used)
+    params = slurm_setting(environ, "JobAcctGatherParams").lower()
+    if megabytes := slurm_memory(environ) if "overmemorykill" in params else 0:
+        whole = MemoryLimit(kb=megabytes << 10, origin=f"{megabytes} MB of Slurm")
+        yield whole if "usepss" in params else replace(whole, counts="RSS", used=attrgetter("rss"))
+
+
+def _charged(slot: Group, own: int, sample: Sample) -> int:
+    """What the kernel itself goes by: with files on a tmpfs, which are no process' memory."""
+    needed = slot.memory_needed
+    return _needed(sample) if needed is None else max(0, (needed >> 10) - own)
+
+
+def _needed(sample: Sample) -> int:
+    """The same from the payload's processes, where others are in the group; pages of files can be taken back."""
+    return max(0, proportional(sample) - sample.files) + sample.swap
+
+
+def _left(whole: MemoryLimit, own: int) -> MemoryLimit | None:
+    reserve = max(_RESERVE[0], min(whole.kb // 20, _RESERVE[1]))
+    left = whole.kb - own - reserve
+    if left <= 0:
+        logger.warning("%s: %d kB are less than the pilot needs (%d kB)", whole.origin, whole.kb, own + reserve)
+        return None
+    origin = f"{whole.origin}: {whole.kb} kB, less {own} kB of the pilot and {reserve} kB in reserve"
+    return replace(whole, kb=left, origin=origin)
+
+
+def _own_use() -> int:
+    """RSS of the pilot and of those that started it, wrapper and shells, as far as they are in the same slot; kB."""
+    pid, used, place = os.getpid(), 0, _read("self", "cgroup")
+    while pid and _read(pid, "cgroup") == place and _read(pid, "comm").strip() not in _STARTERS:
+        pages, stat = _read(pid, "statm").split(), _read(pid, "stat").rpartition(")")[2].split()
+        used += int(pages[1]) * _PAGE_KB if pages else 0
+        pid = int(stat[1]) if stat else 0
+    return used
+
+
+def _read(pid: int | str, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+    except OSError:
+        return ""
