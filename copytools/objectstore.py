@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType
 
-from copytools.s3 import S3
+from copytools.s3 import S3, plain_endpoint
 from pilot.job import File
 from pilot.staging.copytool import CopyTool, Handle, Stored, ToolContext, Transfer
 
@@ -79,7 +79,5 @@ class _KeyedS3(S3):
     """`s3` with what Pilot 3 exports for a storage: S3_ACCESS_KEY, S3_SECRET_KEY, S3_IS_SECURE."""
 
     def _endpoint_of(self, url: str) -> str:
-        scheme, _, rest = url.partition("://")
-        if scheme.startswith("s3") and self.context.environ.get("S3_IS_SECURE", "").lower() in _PLAIN:
-            return f"http://{rest.partition('/')[0]}"
-        return super()._endpoint_of(url)
+        said = self.context.environ.get("S3_IS_SECURE", "").lower()
+        return (plain_endpoint(url) if said in _PLAIN else "") or super()._endpoint_of(url)

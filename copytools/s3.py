@@ -38,8 +38,9 @@ from copytools._s3faults import faults, status_of
 from pilot.download import DownloadError, check_url
 from pilot.errors import Code, Trait, TransferError
 from pilot.job import File
+from pilot.masking import Secret
 from pilot.staging.checksum import Hasher, computable
-from pilot.staging.copytool import CopyTool, Handle, Stored, ToolContext, Transfer
+from pilot.staging.copytool import CopyTool, Handle, StorageKeys, Stored, ToolContext, Transfer
 from pilot.staging.faults import Direction
 
 if TYPE_CHECKING:
@@ -70,9 +71,10 @@ class Place:
 class S3(CopyTool):
     """Objects in S3 storages, by boto3; presigned URLs too.
 
-    Credentials, the first of: the queue's options `credentials_file` and `profile`, `PANDA_PILOT_AWS_PROFILE`,
-    `S3_ACCESS_KEY` with `S3_SECRET_KEY`, then whatever boto3 finds (AWS_... variables, files, the role of the machine).
-    Other options of the queue: `endpoint_url`, `region`, `addressing_style`.
+    Credentials, the first of: what the PanDA server has for the storage; the queue's options `credentials_file` and
+    `profile`, `PANDA_PILOT_AWS_PROFILE`, `S3_ACCESS_KEY` with `S3_SECRET_KEY`, then whatever boto3 finds (AWS_...
+    variables, files, the role of the machine). Other options of the queue: `endpoint_url`, `region`,
+    `addressing_style`.
     """
 
     name = "s3"
@@ -84,7 +86,7 @@ class S3(CopyTool):
         super().__init__(context)
         self._lock = threading.Lock()
         self._core: Any = None
-        self._clients: dict[str, Any] = {}
+        self._clients: dict[tuple[str, str], Any] = {}
         self._pools: dict[str, PoolManager] = {}
 
     def storage_path(self, file: File, storage_type: str, queue: str, job_id: int) -> str | None:
@@ -158,22 +160,25 @@ class S3(CopyTool):
         return str(found or self.context.environ.get("AWS_CA_BUNDLE", ""))
 
     def _object(self, url: str) -> _Object:
-        place = place_of(url, self._endpoint_of(url))
+        place, keys = place_of(url, self._endpoint_of(url)), self.context.keys(url)
         with self._lock:
-            key = place.endpoint or place.bucket  # Amazon's have a region each
+            key = (place.endpoint or place.bucket, keys.access if keys else "")  # Amazon's buckets have a region each
             if key not in self._clients:
-                client = self._client(place.endpoint)
+                client = self._client(place.endpoint, keys)
                 if not place.endpoint:
-                    client = self._client("", region_of(client, place.bucket))
+                    client = self._client("", keys, region_of(client, place.bucket))
                 self._clients[key] = client
             client = self._clients[key]
         return _Object(client, self._pool(place.endpoint or "https://s3.amazonaws.com"), place)
 
     def _endpoint_of(self, url: str) -> str:
         """The endpoint that the site has set, if any."""
-        return str(self.context.options.get("endpoint_url") or self.context.environ.get("S3_ENDPOINT_URL", ""))
+        if given := self.context.options.get("endpoint_url") or self.context.environ.get("S3_ENDPOINT_URL", ""):
+            return str(given)
+        keys = self.context.keys(url)
+        return plain_endpoint(url) if keys and not keys.secure else ""
 
-    def _client(self, endpoint: str, region: str = "") -> Any:
+    def _client(self, endpoint: str, keys: StorageKeys | None, region: str = "") -> Any:
         if endpoint:
             check_endpoint(endpoint, bool(self.context.settings.get("allow_http")))
         try:
@@ -194,12 +199,12 @@ class S3(CopyTool):
             read_timeout=SILENCE,
             max_pool_connections=32,
         )
-        keys = {}
         if environ.get("S3_ACCESS_KEY") and environ.get("S3_SECRET_KEY") and not self._profile():
-            keys = {"aws_access_key_id": environ["S3_ACCESS_KEY"], "aws_secret_access_key": environ["S3_SECRET_KEY"]}
+            keys = keys or StorageKeys(environ["S3_ACCESS_KEY"], Secret(environ["S3_SECRET_KEY"]))
+        own = {"aws_access_key_id": keys.access, "aws_secret_access_key": keys.secret.reveal()} if keys else {}
         session = self._new_session()
         region = region or options.get("region") or session.region_name or "us-east-1"
-        return session.client("s3", endpoint_url=endpoint or None, region_name=region, config=config, **keys)
+        return session.client("s3", endpoint_url=endpoint or None, region_name=region, config=config, **own)
 
     def _profile(self) -> str:
         """The profile to use; naming one makes boto3 pass over keys in the environment."""
@@ -242,6 +247,12 @@ def place_of(url: str, custom: str = "") -> Place:
     if not bucket or not key or "@" in host:
         raise TransferError(Code.BADQUEUECONFIGURATION, "an S3 URL is s3://host/bucket/key", Trait.NEXT)
     return Place(endpoint, bucket, key)
+
+
+def plain_endpoint(url: str) -> str:
+    """The endpoint of a storage that does not speak TLS; empty if the URL has its own scheme."""
+    scheme, _, rest = url.partition("://")
+    return f"http://{rest.partition('/')[0]}" if scheme.startswith("s3") else ""
 
 
 def check_endpoint(url: str, allow_http: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
@@ -22,7 +23,7 @@ from pilot.errors import Code, PilotError
 from pilot.experiment import KEPT, NOTE, Experiment
 from pilot.job import Job
 from pilot.jobreport import Speaker
-from pilot.masking import Masker
+from pilot.masking import Masker, Secret
 from pilot.node import NodeFacts
 from pilot.outcome import Progress, Shown
 from pilot.pilotlog import PilotLog
@@ -35,7 +36,9 @@ from pilot.server.harvester import HarvesterServer
 from pilot.server.tls import Tls
 from pilot.settings import Settings
 from pilot.staging.catalogue import Catalogue
+from pilot.staging.copytool import KeyFinder, no_keys
 from pilot.staging.engine import StagingEngine
+from pilot.staging.keys import KeyRing
 from pilot.staging.limits import input_cache, staging_limits
 from pilot.staging.plan import Planner
 from pilot.staging.result import Observers, StagingObserver
@@ -119,12 +122,13 @@ def make_bench(
         return await in_thread(fetch, url)
 
     room, shared = Room(), make_catalogue(settings, place.environ, place.main_dir)
+    keys = make_keys(server, masker)
     tracing = make_tracing(settings, info.queue.resource, place.environ, masker.mask)
 
     def engine(of: QueueInfo, job: Job) -> StagingEngine:
         show = Observers(Shown(progress, job), *([tracing.of(job)] if tracing else []))
         make = partial(make_engine, settings, of, job, place, experiment, processes, checksum_types)
-        return make(observer=show, room=room, catalogue=shared)
+        return make(observer=show, room=room, catalogue=shared, keys=keys)
 
     return Bench(
         settings=settings,
@@ -143,7 +147,7 @@ def make_bench(
         engine=engine,
         catalogue=shared,
         tracing=tracing,
-        store=lambda of, job: make_store(settings, of, job, place, experiment, processes),
+        store=lambda of, job: make_store(settings, of, job, place, experiment, processes, keys),
         logship=lambda of, job, workdir: make_logship(settings, of, job, workdir, place, masker),
         main_dir=place.main_dir,
         credentials=make_keeper(settings, server, info, place, masker),
@@ -152,15 +156,15 @@ def make_bench(
 
 def make_keeper(settings: Settings, server: Server, info: QueueInfo, place: Place, masker: Masker) -> Keeper | None:
     """Who looks after the pilot's credentials; nobody where there is no server to show them to."""
-    server = server.behind if isinstance(server, HarvesterServer) else server
-    if not isinstance(server, PandaServer):
+    panda = _panda(server)
+    if panda is None:
         return None
     renews = settings.token_renewal and not info.queue.catchall_flag("no_token_renewal")
     named = place.environ.get("PANDA_AUTH_TOKEN_KEY", "") if renews else ""
     directories = [Path(place.environ.get("PANDA_AUTH_DIR") or "."), place.launch_dir, place.main_dir]
     return Keeper(
-        server,
-        server.auth,
+        panda,
+        panda.auth,
         find_experiment(settings.pilot_user),
         scratch=place.main_dir,
         verify=settings.verify_proxy,
@@ -170,6 +174,24 @@ def make_keeper(settings: Settings, server: Server, info: QueueInfo, place: Plac
         verify_payload_proxy=settings.verify_payload_proxy,
         tell=masker.add,
     )
+
+
+def make_keys(server: Server, masker: Masker) -> Callable[[QueueInfo], KeyFinder]:
+    """Who has the keys of object stores; nobody where there is no server to ask. Call it in the server's loop."""
+    panda = _panda(server)
+    if panda is None:
+        return lambda info: no_keys
+    loop = asyncio.get_running_loop()
+
+    def ask(public: str, private: str) -> tuple[str, Secret]:
+        return asyncio.run_coroutine_threadsafe(panda.get_key_pair(public, private), loop).result()
+
+    return KeyRing(ask, masker.add).of
+
+
+def _panda(server: Server) -> PandaServer | None:
+    server = server.behind if isinstance(server, HarvesterServer) else server
+    return server if isinstance(server, PandaServer) else None
 
 
 def make_speaker(settings: Settings, info: QueueInfo, place: Place) -> Speaker:
@@ -202,9 +224,10 @@ def make_engine(
     observer: StagingObserver | None = None,
     room: Room | None = None,
     catalogue: Catalogue | None = None,
+    keys: Callable[[QueueInfo], KeyFinder] = lambda info: no_keys,
 ) -> StagingEngine:
     """What moves the files of a job."""
-    tools = make_tools(settings, info.queue, place.launch_dir, place.environ)
+    tools = make_tools(settings, info.queue, place.launch_dir, place.environ, keys(info))
     plan = make_plan(settings, info, job, place, experiment, tools, catalogue)
     room = room or Room()
     return StagingEngine(
@@ -244,15 +267,23 @@ def make_plan(
 
 
 def make_store(
-    settings: Settings, info: QueueInfo, job: Job, place: Place, experiment: Experiment, processes: Processes
+    settings: Settings,
+    info: QueueInfo,
+    job: Job,
+    place: Place,
+    experiment: Experiment,
+    processes: Processes,
+    keys: Callable[[QueueInfo], KeyFinder] = lambda info: no_keys,
 ) -> Store:
     """What does more with the places of outputs than send files there."""
-    tools = make_tools(settings, info.queue, place.launch_dir, place.environ)
+    tools = make_tools(settings, info.queue, place.launch_dir, place.environ, keys(info))
     plan = make_plan(settings, info, job, place, experiment, tools)
     return Store(plan.destinations, tools, processes, place.environ)
 
 
-def make_tools(settings: Settings, queue: Queue, launch_dir: Path, environ: Mapping[str, str]) -> ToolBox:
+def make_tools(
+    settings: Settings, queue: Queue, launch_dir: Path, environ: Mapping[str, str], keys: KeyFinder = no_keys
+) -> ToolBox:
     """The copy tools, with what the queue and the settings say of them."""
     return ToolBox(
         options=queue.options,
@@ -264,6 +295,7 @@ def make_tools(settings: Settings, queue: Queue, launch_dir: Path, environ: Mapp
             "mv_replace": settings.mv_replace,
         },
         environ=environ,
+        keys=keys,
     )
 
 

@@ -174,7 +174,7 @@ class DevServer(Client):
         files: directory to serve under `/cache/`. state: SQLite file. record: JSONL file for the exchanges.
         token, origin: credentials to ask for. cert, key, client_ca: PEM files for TLS and client certificates.
         ca: PEM to check the server's certificate with; by default the certificate itself.
-        grants: `proxy` or `token` to a file with what is handed out.
+        grants: `proxy`, `token` or `keys` to a file with what is handed out.
         faults: as for `fault`. adder_delay: seconds from a final report to the last state.
         host, port: where it listens; port 0 is any.
 

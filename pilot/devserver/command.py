@@ -99,9 +99,10 @@ def _prepare(server: Server, args: argparse.Namespace) -> None:
         server.app.faults.add(parse(text))
     for text in args.grant:
         what, _, name = text.partition("=")
-        if what not in ("proxy", "token") or not Path(name).is_file():
-            raise UsageError(f"--grant {text!r} is not proxy=FILE or token=FILE")
+        if what not in ("proxy", "token", "keys") or not Path(name).is_file():
+            raise UsageError(f"--grant {text!r} is not proxy=FILE, token=FILE or keys=FILE")
         server.app.state.grant({"token": "access token"}.get(what, what), Path(name))
+        server.app.recorder.learn([{"secrets": Path(name).read_text(encoding="utf-8")}])
     for text in args.command:
         job_id, _, command = text.partition(":")
         if not job_id.isdigit() or not command:

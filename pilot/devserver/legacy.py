@@ -190,9 +190,15 @@ class Legacy:
         return _encoded(request, {"Returns": event_returns(ranges), "Command": event_commands(ranges)})
 
     def _get_key_pair(self, request: Request, given: dict[str, Any]) -> Answer:
-        start = f"getKeyPair {given['publicKeyName']}/{given['privateKeyName']} json={_wants_json(request)}: "
-        dialog = f"{start}failed since '{request.identity.user}' not authorized with 'k' in {_RIGHTS}"
-        return _encoded(request, _denied(dialog if request.identity.user else _NO_DN), code=70)
+        public, private, user = given["publicKeyName"], given["privateKeyName"], request.identity.user
+        found = self._state.key_pair(user, public, private) if user else None
+        if isinstance(found, tuple):
+            return _encoded(request, {"publicKey": found[0], "privateKey": found[1]})
+        start = f"getKeyPair {public}/{private} json={_wants_json(request)}: "
+        if found:
+            return _encoded(request, _denied(f"{start}failed for {found}"), code=70)
+        dialog = f"{start}failed since '{user}' not authorized with 'k' in {_RIGHTS}"
+        return _encoded(request, _denied(dialog if user else _NO_DN), code=70)
 
     def _get_token_key(self, request: Request, given: dict[str, Any]) -> Answer:
         dialog = f"denied since '{request.identity.user}' not authorized with 't' in {_RIGHTS}"

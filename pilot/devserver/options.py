@@ -67,8 +67,9 @@ def _add_doors(parser: argparse.ArgumentParser) -> None:
         "--grant",
         action="append",
         default=[],
-        metavar="proxy|token=FILE",
-        help="hand out the text of FILE to whoever asks for a proxy or an access token; the real server knows who may",
+        metavar="proxy|token|keys=FILE",
+        help="hand out the text of FILE to whoever asks for a proxy or an access token, or keys of object stores by "
+        "their names in its JSON object; the real server knows who may",
     )
 
 

@@ -133,13 +133,22 @@ class State:
     # --- credentials
 
     def grant(self, what: str, path: Path) -> None:
-        """Hand out the text of a file as `proxy` or `access token`; it is read anew each time."""
+        """Hand out the text of a file as `proxy`, `access token` or `keys`; it is read anew each time."""
         self._grants[what] = path
 
     def granted(self, what: str) -> str | None:
         """The text, None if nobody gets one."""
         path = self._grants.get(what)
         return path.read_text(encoding="utf-8") if path else None
+
+    def key_pair(self, user: str, public: str, private: str) -> tuple[str, str] | str | None:
+        """Two of the granted keys; else what is missing; None if nobody gets any."""
+        text = self.granted("keys")
+        if text is None:
+            return None
+        keys = json.loads(text)
+        missing = next((name for name in (public, private) if name not in keys), None)
+        return (keys[public], keys[private]) if missing is None else f"'{user}' since {missing} is missing"
 
     # --- jobs in
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
@@ -47,9 +48,7 @@ class V1:
             "event/update_single_event_range": self._update_single_event_range,
             "event/update_event_ranges": self._update_event_ranges,
             "creds/get_user_secrets": lambda _, __: reply(data="{}"),
-            "creds/get_key_pair": lambda who, _: _denied(
-                f"Failed since '{who.user}' not authorized with 'k' in {_RIGHTS}"
-            ),
+            "creds/get_key_pair": self._get_key_pair,
             "creds/get_proxy": self._credential("proxy"),
             "creds/get_access_token": self._credential("access token"),
             "creds/get_token_key": lambda who, _: _denied(
@@ -193,6 +192,14 @@ class V1:
             return _denied(_not_listed(who, what)) if text is None else reply(data={"user_proxy": text})
 
         return hand_out
+
+    def _get_key_pair(self, who: Identity, a: dict[str, Any]) -> Reply:
+        found = self._state.key_pair(who.user, a["public_key_name"], a["private_key_name"])
+        if found is None:
+            return _denied(f"Failed since '{who.user}' not authorized with 'k' in {_RIGHTS}")
+        if isinstance(found, str):
+            return _denied(f"Failed for {found} on {socket.getfqdn()}")
+        return reply(data={"public_key": found[0], "private_key": found[1]})
 
     def _noted(self, kind: str, counted: str = "", message: str = "") -> Handler:
         """A handler that keeps what it is told; for each element of `counted` it answers true."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from pilot.job import File
+from pilot.masking import Secret
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +88,21 @@ class Handle(Protocol):
         """
 
 
+class StorageKeys(NamedTuple):
+    """What opens an object store; `secure`: it speaks TLS."""
+
+    access: str
+    secret: Secret
+    secure: bool = True
+
+
+KeyFinder = Callable[[str], StorageKeys | None]
+
+
+def no_keys(url: str) -> None:
+    """Nobody has keys for the storage of a URL."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolContext:
     """What a tool may know of the queue and the node, given to its constructor.
@@ -96,12 +112,14 @@ class ToolContext:
         launch_dir: where the pilot was started.
         settings: the pilot's settings that concern tools, by name, such as `mv_stagein`.
         environ: the pilot's environment.
+        keys: from a URL to the keys that the PanDA server has for its storage, None if it has none. Blocks.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
     launch_dir: Path = Path()
     settings: Mapping[str, Any] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict)
+    keys: KeyFinder = no_keys
 
 
 class CopyTool(ABC):

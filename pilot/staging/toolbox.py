@@ -11,7 +11,7 @@ from typing import Any
 
 from pilot import plugins
 from pilot.errors import Code, PilotError, Trait, TransferError
-from pilot.staging.copytool import CopyTool, ToolContext
+from pilot.staging.copytool import CopyTool, KeyFinder, ToolContext, no_keys
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class ToolBox:
         environ: the pilot's environment.
         find: from a name to a class.
         names: of all tools that are installed.
+        keys: for URLs of object stores.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ToolBox:
         environ: Mapping[str, str] = MappingProxyType({}),
         find: Callable[[str], type[CopyTool]] = find_tool,
         names: Callable[[], set[str]] = lambda: plugins.names(KIND),
+        keys: KeyFinder = no_keys,
     ) -> None:
         self._options = options
         self._launch_dir = launch_dir
@@ -55,6 +57,7 @@ class ToolBox:
         self._environ = environ
         self._find = find
         self._names = names
+        self._keys = keys
         self._tools: dict[str, CopyTool] = {}
         self._lock = threading.Lock()
 
@@ -100,6 +103,7 @@ class ToolBox:
                     launch_dir=self._launch_dir,
                     settings=self._settings,
                     environ=self._environ,
+                    keys=self._keys,
                 )
             )
         except TransferError:

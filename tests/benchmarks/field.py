@@ -54,7 +54,7 @@ class Field:
         timefloor: minutes within which a pilot may take further jobs; 0 is one job only.
     """
 
-    def __init__(self, top: Path, *, api: str = "both", timefloor: int = 0) -> None:
+    def __init__(self, top: Path, *, api: str = "both", timefloor: int = 0, **options: Any) -> None:
         self.top = top
         self.storage, self.work, self.launch = top / "storage", top / "work", top / "launch"
         for path in (self.storage, self.work, self.launch, top / "files"):
@@ -72,6 +72,7 @@ class Field:
             token=TOKEN,
             origin=ORIGIN,
             adder_delay=0,
+            **options,
         )
 
     def __enter__(self) -> Self:
