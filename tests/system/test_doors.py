@@ -363,17 +363,18 @@ def a_note_that_a_payload_forged_is_nobodys_to_deliver(top: Path) -> None:
     with Grid(top) as grid:
         case = Case(grid)
         (other,) = grid.submit(grid.job(queue=grid.queue("OTHER")))
-        report = Report(job_id=other, attempt=0, state=State.FINISHED, node="n", queue="Q")
+        report = Report(job_id=other, attempt=1, state=State.FINISHED, node="n", queue="Q")
         file = File(lfn="a", kind=Kind.OUTPUT, scope="test.scope", endpoint="TEST_DISK")
         forged = top / "forged.json"
-        forged.write_text(_encoded(Note(job=Job(job_id=other), files=(file,), report=report, queue="Q")))
+        forged.write_text(_encoded(Note(job=Job(job_id=other, attempt=1), files=(file,), report=report, queue="Q")))
         plant_it = f"cp {forged} delivery.json; ln -s {{secret}} a; mkdir PanDA_Pilot-1; cp -P * PanDA_Pilot-1"
-        case.submit(f"{plant_it}; touch {top}/up; while :; do sleep 0.1; done")
+        case.submit(f"{plant_it}; touch up {top}/up; while :; do sleep 0.1; done")
         pilot = grid.pilot()
         until((top / "up").exists)
         for _ in range(2):  # of a pilot that lives, and of one that was killed
             delivers = grid.pilot(str(grid.work), command=(sys.executable, "-m", "pilot.cli.main", "deliver"))
             assert delivers.wait() == 0, delivers.text
+            assert list(grid.work.glob("*/PanDA_Pilot-*/up"))
             pilot.close()
         assert grid.job_of(other).states == []
         assert case.leaks() == []
