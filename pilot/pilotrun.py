@@ -212,6 +212,8 @@ class PilotRun:
             seat = replace(self._seat(info, place), batch_end=end)
             beside = [asyncio.ensure_future(self._tell_node(info, place, server))]
             beside.append(asyncio.ensure_future(_show_life(log)))
+            if isinstance(server, HarvesterServer):
+                beside.append(asyncio.ensure_future(server.show_life()))
             if bench.credentials:
                 beside.append(asyncio.ensure_future(bench.credentials.keep(stop)))
             logger.info("%s", describe(place.environ, place.batch, bench.nest.slot))
@@ -225,7 +227,8 @@ class PilotRun:
                 if bench.tracing:
                     await in_thread(bench.tracing.close, stop.deadline.remaining)
         finally:
-            farewell = asyncio.ensure_future(self._farewell(greeting, server, place))
+            reason = stop.reason or sys.exception()
+            farewell = asyncio.ensure_future(self._farewell(greeting, server, place, reason))
             await stop.paced(lambda: asyncio.wait({farewell}, timeout=_seconds_for_farewell(stop)))
             farewell.cancel()
         stop.check()
@@ -269,9 +272,11 @@ class PilotRun:
         except Exception:  # the door: no job fails for a map of its node
             logger.exception("the map of the node is left out")
 
-    async def _farewell(self, greeting: asyncio.Future[None], server: Server, place: Place) -> None:
+    async def _farewell(
+        self, greeting: asyncio.Future[None], server: Server, place: Place, reason: BaseException | None
+    ) -> None:
         if isinstance(server, HarvesterServer):
-            await in_thread(server.finish)
+            await server.finish(reason if isinstance(reason, PilotError) else None)
         await greeting
         await self._worker_status(server, place, "finished")
 

@@ -18,6 +18,7 @@ from pilot.jobfields import Fields
 from pilot.jobrun import JobRun
 from pilot.nodechecks import busy, check_cvmfs, space_limit
 from pilot.outcome import Outcome, internal_error
+from pilot.server.harvester import HarvesterServer
 from pilot.server.report import JobRequest, RawJob
 from pilot.slotend import NO_END, BatchEnd, SlotEnd
 from pilot.stop import Deadline, Stop, in_thread
@@ -82,7 +83,7 @@ class Slot:
             PilotError: the slot cannot go on: no disk left, or it was told to stop; or the server never answered or
                 does not know what became of a job; or there was no job on an HPC, where the batch system is to know.
         """
-        while self._wants_another():
+        while self._wants_another(given=await self._is_given_more()):
             asked = time.monotonic()
             raw = await self._acquire()
             if raw is None:
@@ -93,11 +94,15 @@ class Slot:
             raise ServerError(f"the final report was not delivered of job {', '.join(map(str, self._lost))}")
         if self._silence and not self._done:
             raise self._silence
-
         if not self._done and self._bench.info.queue.resource_type.lower().startswith("hpc"):
             raise PilotError(Code.NOJOBSINPANDA, f"queue {self._bench.settings.queue}")
-    def _wants_another(self) -> bool:
-        """Whether the slot has the time for another job; `timefloor` 0 means one job only."""
+
+    async def _is_given_more(self) -> bool:
+        server = self._bench.server
+        return isinstance(server, HarvesterServer) and await server.is_given_more()
+
+    def _wants_another(self, *, given: bool) -> bool:
+        """Whether the slot has the time for another job; `timefloor` 0 means one job only, and all that were given."""
         if self._stop.requested:
             return False
         if self._batch_end.expired:
@@ -109,7 +114,7 @@ class Slot:
         floor = self._bench.info.queue.timefloor
         if not self._bench.experiment.uses_time_floor(self._bench.settings.harvester_submitmode):
             floor = 0
-        if age >= floor:
+        if age >= floor and not given:
             logger.info("the time floor of %.0f s has passed: no further job", floor)
             return False
         if self._end.remaining <= _END_MARGIN:

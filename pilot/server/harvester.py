@@ -3,27 +3,34 @@
 Harvester puts job definitions there and the pilot takes them; the pilot asks for more, and with `-z` its reports are
 files too, which Harvester's shared-file messenger reads and sends on. Every file is written by rename: Harvester reads
 whenever it likes, and takes `event_status.dump.json` away by a rename of its own.
+
+Its monitor reads the request, then `worker_attributes.json`, then the outputs. What comes after it has read `finished`
+or `failed` of a job is lost, so that is written last. A job of which it has read neither is what the batch job is:
+finished, if that ended well, whatever became of the job.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pilot.errors import ServerError
+from pilot.errors import Code, PilotError, ServerError
+from pilot.jobdef import job_identity
 from pilot.server import Server
 from pilot.server.legacy import update_fields
 from pilot.server.offline import NoServer
-from pilot.server.report import FileReport, JobRequest, RawJob, Reply, Report
+from pilot.server.report import FileReport, JobRequest, RawJob, Reply, Report, State
 from pilot.stop import Deadline, Stop, in_thread
 
 logger = logging.getLogger(__name__)
@@ -34,13 +41,16 @@ REQUEST, ATTRIBUTES, OUTPUTS, REPORT = (
     *("worker_requestjob.json", "worker_attributes.json"),
     *("event_status.dump.json", "jobReport.json"),
 )
-#: Touched at the end of a pilot. It is not `kill_worker.json`, by which Harvester ends the batch job: that may be about
-#: to send its log, or have other pilots in it.
+#: Touched at the end of a pilot, as by Pilot 3; Harvester does not read it. It is not `kill_worker.json`, for which
+#: Harvester's monitor has the batch job removed: that may be about to send its log, or have other pilots in it.
 END = "kill_worker"
+#: Its age tells Harvester that a worker lives, where the messenger of a queue has `worker_heartbeat` (minutes).
+ALIVE = "worker_heartbeat.json"
+_ALIVE_PERIOD = 60.0
 #: Largest file with job definitions, bytes: one has some 100 kB at most.
 _LIMIT = 256 << 20
-#: Checksums that Harvester knows, the one it computes itself first.
-_CHECKSUMS = ("adler32", "md5")
+#: s to report a job that was not begun.
+_LAST_REPORT = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +91,9 @@ class HarvesterServer:
         self._exchange = exchange
         self._homes: dict[int, Path] = {}
         self._unremoved: set[int] = set()
+        self._shared: set[Path] = set()
+        self._seen: dict[Path, tuple[int, int]] = {}
+        self._asked = False
         self._ended: set[int] = set()
         self._lock = threading.Lock()
 
@@ -96,6 +109,7 @@ class HarvesterServer:
         if taken is None:
             if self._exchange.access:
                 await in_thread(_write, self._exchange.access / REQUEST, {"nJobs": max(1, request.n_jobs)})
+                self._asked = True
             return []
         job, home = taken
         self._homes[_job_id(job)] = home
@@ -132,38 +146,104 @@ class HarvesterServer:
         """To the server behind."""
         await self.behind.update_worker_gpu(mapping)
 
-    def finish(self) -> None:
-        """Tell Harvester that this worker takes no more jobs. A failure is a warning."""
-        if self._exchange.access:
-            path = self._exchange.access / END
-            try:
-                path.touch()
-            except OSError as error:
-                logger.warning("%s: %s", path, error.strerror)
+    async def is_given_more(self) -> bool:
+        """Whether Harvester has given another job, which it counts as this worker's."""
+        return self._exchange.access is not None and await in_thread(lambda: any(map(self._fresh, self._files())))
+
+    async def show_life(self) -> None:
+        """Touch Harvester's heartbeat file for ever."""
+        while self._exchange.access:
+            with _warned():
+                await in_thread((self._exchange.access / ALIVE).touch)
+            await asyncio.sleep(_ALIVE_PERIOD)
+
+    async def finish(self, reason: PilotError | None) -> None:
+        """Tell Harvester that this worker takes no more jobs, and of those it was given but has not begun.
+
+        Args:
+            reason: why the pilot ends, if something is wrong.
+        """
+        access = self._exchange.access
+        if not access:
+            return
+        with _warned():
+            await in_thread(partial((access / REQUEST).unlink, missing_ok=True))
+        for path, job in await in_thread(self._left):
+            self._homes[_job_id(job)] = path.parent
+            with _warned():
+                await self.update(_not_begun(job, reason), Deadline(_LAST_REPORT))
+                await in_thread(partial(path.unlink, missing_ok=True))
+        with _warned():
+            await in_thread((access / END).touch)
 
     def _take(self) -> tuple[RawJob, Path] | None:
         """Take one job out of the first file that has one; the others stay there, for later or for the next pilot."""
         for path in self._files():
-            jobs = [job for job in read_jobs(path) if _job_id(job) not in self._unremoved]
-            if jobs:
-                by_id = {str(_job_id(job)): job for job in jobs}
-                _write(self._exchange.copies / "job_definition.json", by_id, mode=0o600)
-                self._strike_out(path, jobs[0], jobs[1:])
+            jobs = [] if self._is_being_written(path) else self._fresh(path, strict=True)
+            if not jobs:
+                continue
+            by_id = {str(_job_id(job)): job for job in jobs}
+            _write(self._exchange.copies / "job_definition.json", by_id, mode=0o600)
+            if self._strike_out(path, jobs[0], jobs[1:]):
+                self._clear(path.parent)
                 return jobs[0], path.parent
-            with suppress(OSError):
-                path.unlink()
         return None
 
-    def _strike_out(self, path: Path, job: RawJob, rest: Sequence[RawJob]) -> None:
-        """Leave the others in the file. Where it cannot be written to, we remember whom we have taken."""
+    def _is_being_written(self, path: Path) -> bool:
+        """Harvester does not rename: it writes the file, links the inputs, and removes the request when all is there.
+
+        Where the request stays, a file that is as it was a look ago is whole.
+        """
+        access = self._exchange.access
+        if not (access and self._asked and (access / REQUEST).exists()):
+            return False
+        try:
+            status = path.stat()
+        except OSError:
+            return True
+        known, now = self._seen.get(path), (status.st_size, status.st_mtime_ns)
+        self._seen[path] = now
+        return known != now
+
+    def _fresh(self, path: Path, *, strict: bool = False) -> list[RawJob]:
+        """Jobs of a file that we have not taken. One that cannot be understood has none, or is an error if `strict`."""
+        try:
+            return [job for job in read_jobs(path) if _job_id(job) not in self._unremoved]
+        except ServerError:
+            if strict:
+                raise
+            return []
+
+    def _left(self) -> list[tuple[Path, RawJob]]:
+        """Jobs that were not begun. What is left of a file with several is for another pilot."""
+        files = [(path, self._fresh(path)) for path in self._files() if path not in self._shared]
+        return [(path, jobs[0]) for path, jobs in files if len(jobs) == 1]
+
+    def _clear(self, home: Path) -> None:
+        """Harvester must not take what the job before has reported there for a report of this one."""
+        if self._exchange.reports:
+            attributes = self._exchange.attributes or home / ATTRIBUTES
+            for path in (attributes, attributes.with_name(REPORT)):
+                with _warned():
+                    path.unlink(missing_ok=True)
+
+    def _strike_out(self, path: Path, job: RawJob, rest: Sequence[RawJob]) -> bool:
+        """Leave the others in the file. Where it cannot be written to, we remember whom we have taken.
+
+        False if another pilot was quicker.
+        """
         try:
             if rest:
                 _write(path, {str(_job_id(other)): other for other in rest}, mode=0o600)
+                self._shared.add(path)
             else:
                 path.unlink()
+        except FileNotFoundError:
+            return False
         except (OSError, ServerError) as error:
             logger.warning("job %d cannot be taken out of its file: %s", _job_id(job), error)
             self._unremoved.add(_job_id(job))
+        return True
 
     def _files(self) -> Iterator[Path]:
         """Files with definitions; with several jobs a worker Harvester makes a directory for each, named by its id."""
@@ -179,13 +259,13 @@ class HarvesterServer:
         with self._lock:
             if report.job_id in self._ended and not report.state.final:
                 return
+            if report.state.final:
+                self._ended.add(report.job_id)
+                if short := short_report(report.metadata):
+                    _write(attributes.with_name(REPORT), short)
+                if report.files:
+                    _add_outputs(self._exchange.outputs or home / OUTPUTS, report)
             _write(attributes, worker_attributes(report))
-            if not report.state.final:
-                return
-            self._ended.add(report.job_id)
-            _add_outputs(self._exchange.outputs or home / OUTPUTS, report)
-            if short := short_report(report.metadata):
-                _write(attributes.with_name(REPORT), short)
 
 
 def _add_outputs(path: Path, report: Report) -> None:
@@ -220,12 +300,17 @@ def read_jobs(path: Path) -> list[RawJob]:
 
 
 def worker_attributes(report: Report) -> dict[str, Any]:
-    """What Harvester reads of a job: the update in the words of the legacy API, without its files (`xml`)."""
+    """What Harvester reads of a job: the update in the words of the legacy API, without its files (`xml`).
+
+    Of the final states it knows only two: a job that is kept to be delivered later has failed for it.
+    """
     fields = update_fields(report)
     fields.pop("xml", None)
+    if not fields["metaData"]:
+        del fields["metaData"]
     return {
         **fields,
-        "jobStatus": report.state.value,
+        "jobStatus": (State.FAILED if report.state is State.HOLDING else report.state).value,
         "messageLevel": "debug" if report.stdout else "",
         "cpuConversionFactor": 1,
         "workdir": os.getcwd(),
@@ -236,15 +321,19 @@ def worker_attributes(report: Report) -> dict[str, Any]:
 
 
 def output_entry(file: FileReport) -> dict[str, Any]:
-    """An output for Harvester, which stores it: its local path where it has one."""
+    """An output for Harvester, which stores it: its local path where it has one.
+
+    Harvester takes every checksum for an adler32, and computes what is missing where it can read the file.
+    """
     parts = urlsplit(file.surl)
-    kind = next((kind for kind in _CHECKSUMS if kind in file.checksums), "")
+    is_local = parts.scheme in ("", "file")
+    checksum = file.checksums.get("adler32", "")
     return {
         "type": "log" if file.is_log else "output",
-        "path": unquote(parts.path) if parts.scheme in ("", "file") else file.surl,
+        "path": unquote(parts.path) if is_local else file.surl,
         "guid": file.guid,
         "fsize": file.size,
-        "chksum": file.checksums.get(kind, ""),
+        **({"chksum": checksum} if checksum or not is_local else {}),
     }
 
 
@@ -280,6 +369,21 @@ class FileJobs(NoServer):
     async def acquire(self, request: JobRequest) -> list[RawJob]:
         """The next job that lies there."""
         return await self._files.acquire(request)
+
+
+def _not_begun(raw: RawJob, reason: PilotError | None) -> Report:
+    job_id, attempt = job_identity(raw)
+    error = reason or PilotError(Code.GENERALERROR, "the time of the pilot is over")
+    diag = f"the job was not begun: {error.diag}"
+    return Report(job_id=job_id, attempt=attempt, state=State.FAILED, error_code=int(error.code), error_diag=diag)
+
+
+@contextmanager
+def _warned() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ServerError) as error:
+        logger.warning("Harvester's files: %s", error)
 
 
 def _log_first(files: Sequence[FileReport]) -> list[FileReport]:
