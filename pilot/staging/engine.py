@@ -27,7 +27,7 @@ from pilot.staging.copytool import Handle
 from pilot.staging.faults import Direction
 from pilot.staging.handle import Launcher
 from pilot.staging.history import History
-from pilot.staging.mover import Mover
+from pilot.staging.mover import LocalFile, Mover
 from pilot.staging.plan import Candidate
 from pilot.staging.result import FailedFile, StagedFile, StagingObserver, StagingResult
 from pilot.staging.room import Room
@@ -157,11 +157,13 @@ class StagingEngine:
         call = self._call(Direction.OUT, files, stop)
         within = workdir if self.confined else None
 
-        async def take(file: File) -> StagedFile | FailedFile:
+        def look(file: File) -> tuple[LocalFile, Sequence[Candidate]]:
             path = paths.get(file.lfn, workdir / file.lfn)
-            local = await call.aside(self._mover.inspect, file, path, within)
+            return self._mover.inspect(file, path, within), self._plan.destinations(file)
+
+        async def take(file: File) -> StagedFile | FailedFile:
+            local, candidates = await call.aside(look, file)
             call.progress.bytes += local.size
-            candidates = await call.aside(self._plan.destinations, file)
             return await call.first_that_works(file, local.size, candidates, partial(self._mover.take, local=local))
 
         return await call.run(take)
