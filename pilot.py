@@ -9,6 +9,8 @@ import platform
 import signal
 import sys
 
+#: Pythons that will do, beside the one that a wrapper has started us with.
+PYTHONS = ("python3.14", "python3.13", "python3.12", "python3.11")
 COMMANDS = (
     *("run", "local", "demo", "devserver", "plugins", "doctor", "logship", "stage", "deliver", "explain", "wrap"),
     *("pod", "alive"),
@@ -50,10 +52,31 @@ def missing_library() -> "str | None":
     return None
 
 
-def main() -> "int | str":  # in quotes: older Pythons read this file too
+def newer_python() -> "str | None":  # in quotes: older Pythons read this file too
+    """A Python of this node that runs: the one that is named, one in PATH, or one on CVMFS."""
+    import glob
+    import shutil
+    import subprocess
+
+    probe = "import sys; sys.exit(sys.version_info < (3, 11))"
+    carried = os.environ.get("ATLAS_SW_BASE", "/cvmfs") + "/sft.cern.ch/lcg/releases/Python/3.1[1-9]*/*-opt/bin/python3"
+    found = [os.environ.get("PILOT_PYTHON"), *map(shutil.which, PYTHONS), *sorted(glob.glob(carried), reverse=True)]
+    for python in filter(None, found):
+        try:
+            if subprocess.call([python, "-c", probe], stderr=subprocess.DEVNULL, timeout=60) == 0:
+                return python
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+    return None
+
+
+def main() -> "int | str":
     """Run a pilot, or another command of ours if the first word names one."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - this is who tells the user
-        return f"pilot.py: Python >= 3.11 is needed, this is {sys.version.split()[0]}"
+    if sys.version_info < (3, 11):  # noqa: UP036 - wrappers take what `python3` is
+        python = newer_python()
+        if python:
+            os.execv(python, [python, *sys.argv])  # noqa: S606 - the process that the wrapper watches is the pilot
+        return f"pilot.py: Python >= 3.11 is needed, this is {sys.version.split()[0]}; name one with PILOT_PYTHON"
     if sys.argv[1:2] in (["pod"], ["wrap"]):  # a signal waits until somebody listens, who tidies up; process 1 loses it
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     find_libraries()

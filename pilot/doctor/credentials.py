@@ -12,6 +12,7 @@ from pilot.credentials import find_key
 from pilot.doctor.check import Finding, Level, Patient, failure, ok, warning
 from pilot.server.auth import CredentialError, TokenFile
 from pilot.server.expiry import certificate_end, token_end
+from pilot.server.tls import find_directory
 
 #: Seconds of life below which a credential may end before the first job does.
 _SHORT = 3600.0
@@ -33,8 +34,8 @@ def credential(patient: Patient) -> Finding | None:
 
 
 def authorities(patient: Patient) -> Finding:
-    """The directory of CAs if one is named, else the system's."""
-    named = patient.settings.capath
+    """The directory of CAs if there is one, else the system's."""
+    named = find_directory(patient.environ, patient.settings.capath)
     if not named:
         paths = ssl.get_default_verify_paths()
         places = [place for place in (paths.cafile, paths.capath) if place]

@@ -6,6 +6,7 @@ A certificate is always verified, and so is the host name. There is no switch fo
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 #: Variables that name a file of CAs; all that are set are trusted beside the system's.
 BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
+
+#: Where grid software has its CAs.
+GRID_CAS = "/etc/grid-security/certificates"
 
 #: The name OpenSSL looks for in a directory of CAs: hash of the subject, then a number.
 _HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
@@ -76,9 +80,20 @@ class Tls:
 
 
 def find_tls(environ: Mapping[str, str], *, certificate: Path | None = None, capath: str = "") -> Tls:
-    """Trust in the system's CAs, a directory of them (`capath`, else `X509_CERT_DIR`) and `BUNDLE_VARIABLES`."""
+    """Trust in the system's CAs, a directory of them (`find_directory`) and `BUNDLE_VARIABLES`."""
     bundles = dict.fromkeys(environ[name] for name in BUNDLE_VARIABLES if environ.get(name))
-    return Tls(certificate, capath or environ.get("X509_CERT_DIR", ""), bundles)
+    return Tls(certificate, find_directory(environ, capath), bundles)
+
+
+def find_directory(environ: Mapping[str, str], capath: str) -> str:
+    """The directory of CAs: the first that is there of `capath`, `X509_CERT_DIR`, `GRID_CAS` (PILOT3 2.1) and ALRB's.
+
+    ALRB's is on CVMFS, where the wrapper of ATLAS looks too. If there is none: what was named, else an empty text.
+    """
+    named = [place for place in (capath, environ.get("X509_CERT_DIR", "")) if place]
+    alrb = environ.get("ATLAS_LOCAL_ROOT_BASE", "")
+    known = [GRID_CAS, *([f"{alrb}/etc/grid-security-emi/certificates"] if alrb else [])]
+    return next(filter(os.path.isdir, [*named, *known]), named[0] if named else "")
 
 
 def _trust(context: ssl.SSLContext, path: Path) -> None:

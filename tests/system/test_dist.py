@@ -61,6 +61,22 @@ def test_pilot_py_of_the_archive_is_pilot_run(dist, bare_python, tmp_path):
     assert "flag --queue" in done.stdout
 
 
+def test_an_old_python_makes_way_for_a_newer_one_of_the_node(dist, bare_python, tmp_path):
+    """As `python3` of EL 9, which wrappers take though `python3.11` is beside it."""
+    program = unpacked(dist, tmp_path)
+    old = f"import runpy, sys; sys.version_info = (3, 9, 18, 'final', 0); sys.argv = [{str(program)!r}, '--version']; "
+    old += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    for name, source in (("python3.12", "/bin/false"), ("python3.11", bare_python)):
+        (tmp_path / name).symlink_to(source)
+    done = [
+        subprocess.run([bare_python, "-c", old], env={"PATH": str(path)}, capture_output=True, text=True, check=False)
+        for path in (tmp_path, "/nonexistent")
+    ]
+    assert (done[0].returncode, done[0].stdout.split()[:1]) == (0, ["pilot"]), done[0].stderr
+    assert done[1].returncode == 1
+    assert "Python >= 3.11 is needed" in done[1].stderr
+
+
 @pytest.mark.parametrize("kind", ["archive", "single file"])
 def test_it_runs_a_job_and_the_demo_without_any_package(dist, bare_python, tmp_path, kind):
     program = unpacked(dist, tmp_path) if kind == "archive" else dist / "pilot.pyz"

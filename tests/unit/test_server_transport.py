@@ -383,6 +383,17 @@ def test_a_hashed_directory_of_cas_is_used(pki, tls_peer, tmp_path):
     assert Transport(tls_peer().url, find_tls({"X509_CERT_DIR": str(tmp_path)})).send(POST, 5).status == 200
 
 
+@pytest.mark.parametrize("place", ["grid", "alrb"])
+def test_where_the_grid_has_its_cas_is_known(place, pki, tls_peer, tmp_path, monkeypatch):
+    """Such as behind a server that has its certificate of a grid's CA, on a node that names no directory."""
+    places = {"grid": tmp_path / "grid", "alrb": tmp_path / "alrb/etc/grid-security-emi/certificates"}
+    places[place].mkdir(parents=True)
+    (places[place] / "ca.pem").write_bytes(pki.ca.read_bytes())
+    monkeypatch.setattr("pilot.server.tls.GRID_CAS", str(places["grid"]))
+    tls = find_tls({"X509_CERT_DIR": "/nosuch", "ATLAS_LOCAL_ROOT_BASE": str(tmp_path / "alrb")})
+    assert Transport(tls_peer().url, tls).send(POST, 5).status == 200
+
+
 @pytest.mark.parametrize("name", ["my-ca.pem", "my-ca.crt"])
 def test_a_directory_of_plain_files_is_used(name, pki, tls_peer, tmp_path, caplog):
     (tmp_path / name).write_bytes(pki.ca.read_bytes())
