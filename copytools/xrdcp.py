@@ -15,6 +15,7 @@ The bindings keep one connection for all files, where each program makes its own
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -127,6 +128,8 @@ class Xrdcp(RemoteTool):
             return Programs(self._site)
         from copytools._xrootd_bindings import Bindings
 
+        if proxy := self.context.environ.get("X509_USER_PROXY"):
+            os.environ["X509_USER_PROXY"] = proxy  # the library asks its process; the pilot's may be a copy
         return Bindings()
 
 

@@ -42,14 +42,15 @@ from pilot.stop import Stop
 from pilot.testing.copytool import checksums
 
 tool, options, acts = json.loads(sys.argv[1])
-found = find_tool(tool)(ToolContext(options=options, environ=dict(environ)))
+given = dict(environ) | ({"X509_USER_PROXY": environ["COPY"]} if "COPY" in environ else {})
+found = find_tool(tool)(ToolContext(options=options, environ=given))
 for act, url, name in acts:
     path = Path(name)
     kind = Kind.INPUT if act == "get" else Kind.OUTPUT
     facts = {"size": path.stat().st_size, "checksums": checksums(path.read_bytes())} if act == "put" else {}
     transfer = Transfer(file=File(lfn=path.name, kind=kind), url=url, path=path, **facts)
     late = TransferError(Code.COMMANDTIMEDOUT, "late")
-    handle = TransferHandle(Stop(), Processes(), 50.0, late, dict(environ))
+    handle = TransferHandle(Stop(), Processes(), 50.0, late, given)
     try:
         stored = getattr(found, act)(transfer, handle)
         print(json.dumps({"size": stored.size}))
@@ -162,6 +163,15 @@ def test_a_proxy_opens_what_it_is_granted_both_ways(gsi: XrootdServer, keys: Gri
     assert path.read_bytes() == DATA
     assert (gsi.data / f"granted/out-{use}").read_bytes() == DATA
     assert not list(gsi.data.rglob("*.partial"))
+
+
+@both
+def test_a_copy_of_the_proxy_that_the_pilot_keeps_stands_before_the_environment(
+    gsi: XrootdServer, keys: Grid509, tmp_path: Path, use: str
+) -> None:
+    env = with_proxy(keys, "late") | {"COPY": str(keys.proxy)}
+    got = run("xrdcp", use, "get", f"{local(gsi.url)}//granted/in", tmp_path / "in", env)
+    assert got == {"size": len(DATA)}
 
 
 @both
