@@ -29,8 +29,8 @@ _KILL_WAIT = 30.0
 
 #: Share of the time left after a stop that the payload may take to end, KILL included, and the part of it before KILL.
 PAYLOAD_SHARE, TERM_SHARE = 0.6, 2 / 3
-#: Longest time for the last lines of a live log, s, and their share of what is left.
-SHIP_TIME, SHIP_SHARE = 3.0, 0.2
+#: Longest time for the last lines of a live log, s, and their share of what is left; and for a sink that takes none.
+SHIP_TIME, SHIP_SHARE, SHIP_PATIENCE = 30.0, 0.2, 3.0
 #: Longest wait for an update on its way before the final one is sent, s, and its share.
 SETTLE, SETTLE_SHARE = 2.0, 0.1
 #: Seconds kept back for the final report when the log is made and uploaded, and the share of what is left that this may

@@ -29,7 +29,7 @@ from pilot.debugmode import DebugMode
 from pilot.errors import Code, JobDefinitionError, PilotError, ServerError
 from pilot.experiment import JOURNAL, KEPT, OWN_NAMES, SECRETS
 from pilot.features import benchmark_share
-from pilot.grace import SETTLE, Ledger
+from pilot.grace import SETTLE, SHIP_PATIENCE, Ledger
 from pilot.job import File, Job, Kind, Limits
 from pilot.jobreport import Reporter
 from pilot.journal import Journal
@@ -250,8 +250,9 @@ class JobRun:
         """The last lines, in their share of the time; what did not arrive is in the metrics."""
         self._phase = ""
         if self._ship:
-            await self._ship.finish(Deadline(self._ledger.ship))
-            lost = sum(self._ship.losses().values())
+            ship = self._ship
+            await self.stop.paced(lambda: ship.finish(Deadline(self._ledger.ship), SHIP_PATIENCE))
+            lost = sum(ship.losses().values())
             self.outcome.metrics |= {"logLinesLost": str(lost)} if lost else {}
 
     # ---------------------------------------------------------------------------------------------------------- inputs

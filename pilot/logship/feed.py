@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,8 @@ class Feed:
         self._wake = asyncio.Event()
         self._full = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._deadline = Deadline()
+        self._deadline = self._last = Deadline()
+        self._patience = math.inf
         self._in_trouble = False
         self._wish = 0.0
         self._waiting = 0
@@ -80,17 +82,26 @@ class Feed:
             batch = self._queue.peek(self.sink.max_records, self.sink.max_bytes)
             if await self._send(batch):
                 self._queue.drop(len(batch))
+                self._renew()
                 pause = _FIRST_PAUSE
             else:
                 await self._pause(max(pause * random.uniform(0.5, 1.0), self._wish))
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def finish(self, deadline: Deadline) -> None:
-        """No more records come; what is there must be sent by the deadline, or is lost."""
-        self._deadline = deadline
+    def finish(self, deadline: Deadline, patience: float) -> None:
+        """No more records come; what is there must be sent by the deadline, or is lost.
+
+        A sink that takes nothing for `patience` seconds has no more; one that was well so far may take its usual time.
+        """
+        self._last, self._patience = deadline, patience
+        self._renew()
         self._hurry.set()
         self._full.set()
         self._wake.set()
+
+    def _renew(self) -> None:
+        patience = self._patience if self._in_trouble else max(self._patience, self.sink.context.timeout)
+        self._deadline = Deadline(min(patience, self._last.remaining))
 
     async def _something_to_do(self) -> None:
         """Wait for records, and for company of the first, or until there is a good batch."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -113,21 +115,19 @@ class LogShip:
         self._tasks = [asyncio.create_task(feed.run()) for feed in self._feeds]
         self._tasks.append(asyncio.create_task(self._watch()))
 
-    async def finish(self, deadline: Deadline) -> None:
-        """Send all that is left by the deadline, and end."""
+    async def finish(self, deadline: Deadline, patience: float = math.inf) -> None:
+        """Send all that is left by the deadline, and end. May be called again, when there is less time.
+
+        Args:
+            deadline: the latest end.
+            patience: seconds without a batch that a sink in trouble takes, after which it is given up.
+        """
         *sending, watching = self._tasks
         watching.cancel()
         await asyncio.wait({watching})
-        for name, tail in self._tails.items():
-            while lines := tail.read():
-                self._ship(name, lines)
-                self._hand_over()
-            self._ship(name, tail.finish(), last=True)
-        self._hand_over()
-        self._told_at = 0.0
-        self._tell_losses()
+        self._read_the_rest()
         for feed in self._feeds:
-            feed.finish(deadline)
+            feed.finish(deadline, patience)
         if sending:
             await asyncio.wait(sending, timeout=deadline.remaining + 0.2)
         for task in sending:
@@ -136,10 +136,23 @@ class LogShip:
         for feed in self._feeds:
             logger.info("log sink %s: %d lines sent, %d lost", feed.sink.name, feed.sent, feed.lost)
 
+    def _read_the_rest(self) -> None:
+        for name, tail in self._tails.items():
+            while lines := tail.read():
+                self._ship(name, lines)
+                self._hand_over()
+            self._ship(name, tail.finish(), last=True)
+        self._tails.clear()  # who enters a further phase would read them anew
+        self._hand_over()
+        self._told_at = 0.0
+        self._tell_losses()
+
     def losses(self) -> Mapping[str, int]:
-        """What did not arrive: `rate` for the rate limit, and each sink by its name."""
-        lost = {feed.sink.name: feed.lost for feed in self._feeds if feed.lost}
-        return lost | ({"rate": self.over_rate} if self.over_rate else {})
+        """What did not arrive: `rate` for the rate limit, and sinks by their name."""
+        lost = Counter({"rate": self.over_rate})
+        for feed in self._feeds:
+            lost[feed.sink.name] += feed.lost
+        return +lost  # without those that lost nothing
 
     async def _watch(self) -> None:
         try:

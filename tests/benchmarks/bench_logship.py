@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pilot.logship.choose import make_sinks, parse
-from pilot.logship.record import Origin
+from pilot.logship.record import Origin, RecordMaker
 from pilot.logship.shipper import LogShip
 from pilot.logship.sink import LogSink, SinkContext
 from pilot.masking import Masker
@@ -158,6 +158,33 @@ def _with_receiver(kind: str, work: Callable[[int], dict[str, Any]]) -> dict[str
         process.kill()
 
 
+def indexing(seconds: float) -> tuple[float, float]:
+    """Documents a second that the search server indexes with all their fields, from a bare loop and from the sink.
+
+    They take turns, so that the load of the machine is the same for both.
+    """
+    from http.client import HTTPConnection
+
+    from tests.parts import stop
+    from tests.parts.opensearch import start_search
+
+    server, maker, rounds = start_search(), RecordMaker(ORIGIN.fields(), "payload.stdout", ""), 0
+    sink: Any = make_sinks(parse(f"opensearch;{server.url}"), SinkContext())[0]
+    connection, spent = HTTPConnection(server.url.partition("//")[2]), [0.0, 0.0]
+    while sum(spent) < seconds:
+        batch = [maker.make(n, rounds * 1000 + n, f"{time.time():.6f} {'x' * 81}") for n in range(1000)]
+        body = "".join(sink._lines(f"bare-{record.sequence}", record) for record in batch)
+        began = time.monotonic()
+        connection.request("POST", "/_bulk?filter_path=errors", body, {"Content-Type": "application/json"})
+        connection.getresponse().read()
+        middle = time.monotonic()
+        sink.send(batch)
+        spent = [spent[0] + middle - began, spent[1] + time.monotonic() - middle]
+        rounds += 1
+    stop(server.process)
+    return rounds * 1000 / spent[0], rounds * 1000 / spent[1]
+
+
 def latency(seconds: float) -> float:
     """The 99th percentile of the seconds from a line's writing to its record in the file sink, at 100 lines/s."""
     with tempfile.TemporaryDirectory() as folder:
@@ -241,6 +268,9 @@ def main() -> int:
             f"{kind:21} {found['lines'] / args.seconds:6.0f} lines/s, {found['core']:4.0%} of a core (at most 30 %), "
             f"{found['behind']:.1f} s behind, {found['memory']:+.1f} MiB, {arrived} of {found['lines']} arrived"
         )
+        if kind == "opensearch":
+            bare, ours = indexing(args.seconds)
+            print(f"{'':21} {ours:6.0f} lines/s with all fields indexed, {ours / bare:.0%} of a bare loop ({bare:.0f})")
     return 0
 
 

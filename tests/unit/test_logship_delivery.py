@@ -281,6 +281,46 @@ def test_a_dead_sink_holds_up_neither_the_others_nor_the_end(tmp_path):
     assert log.losses() == {"memory": 10}
 
 
+@pytest.mark.parametrize("slow", [Memory(delay=0.3, max_records=100), Memory(*[SinkError("503")] * 99)])
+def test_at_the_end_a_slow_sink_gets_its_time_and_a_dead_one_does_not(tmp_path, slow):
+    log = ship(tmp_path, slow)
+    path = tmp_path / "log"
+    log.follow(path)
+    dead = bool(slow._faults)
+
+    async def main():
+        log.start()
+        path.write_text("".join(f"{number}\n" for number in range(800)))
+        await asyncio.sleep(0.5)
+        began = time.monotonic()
+        await log.finish(Deadline(20), patience=0.6)
+        return time.monotonic() - began
+
+    took = asyncio.run(main())
+    assert took < 1.5 if dead else took > 1.5
+    assert log.losses() == ({"memory": 800} if dead else {})
+
+
+def test_less_time_at_the_end_is_less_time_and_no_line_is_sent_twice(tmp_path):
+    sinks = Memory(delay=0.3, max_records=100), Memory()
+    log = ship(tmp_path, *sinks)
+    path = tmp_path / "log"
+    path.write_text("".join(f"{number}\n" for number in range(800)))
+    log.follow(path)
+
+    async def main():
+        log.start()
+        first = asyncio.create_task(log.finish(Deadline(20)))
+        await asyncio.sleep(0.5)
+        first.cancel()
+        await log.finish(Deadline(0.4))
+        log.enter("report")
+
+    asyncio.run(main())
+    assert texts(sinks[1]) == [str(number) for number in range(800)]
+    assert 800 - len(sinks[0].got) <= log.losses()["memory"] < 800  # of what is under way nobody knows
+
+
 def test_more_than_the_rate_is_kept_back_and_counted(tmp_path):
     sink = Memory()
     log = ship(tmp_path, sink, rate=10)
