@@ -29,7 +29,7 @@ PATIENCE = (180.0, 30.0)
 #: Seconds that a companion gets after the child: `pilot logship` ends within 20.
 COMPANION = 60.0
 STDOUT = 1
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 #: Loaded before a child is made: between fork and exec nothing may be.
 _LIBC = ctypes.CDLL(None)
 
@@ -108,6 +108,7 @@ class Supervisor:
             OSError: it cannot be started.
         """
         self.check()
+        _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         child = self._start(argv, environ, cwd, piped=copy is not None)
         if log:
             self._log = partial(log, child.pid)
@@ -116,6 +117,8 @@ class Supervisor:
         try:
             return self._await(child, stuck_after)
         finally:
+            if child.returncode == -signal.SIGKILL:
+                _end_orphans({companion.pid} if companion else set())
             if copying:
                 copying.join(timeout=10.0)
             if companion and _waited(companion, COMPANION) is None:
@@ -236,6 +239,17 @@ def put(data: bytes, outlet: int = STDOUT) -> None:
     with contextlib.suppress(OSError):
         while data:
             data = data[os.write(outlet, data) :]
+
+
+def _end_orphans(others: set[int]) -> None:
+    """A pilot that was killed ends no payload. What it leaves comes to us, its subreaper; stopped, it makes no more."""
+    from pilot.processes import children, descendants, send
+
+    seen: list[int] = []
+    while new := [pid for pid in descendants([one for one in children() if one not in others]) if pid not in seen]:
+        send(new, signal.SIGSTOP)
+        seen += new
+    send(seen[::-1], signal.SIGKILL)
 
 
 def _die_with_parent() -> None:

@@ -16,6 +16,7 @@ import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.grid import Grid, Pilot, until
@@ -178,6 +179,19 @@ def test_a_stuck_pilot_is_ended(grid, wrapped):
     assert pilot.wait() == 2, pilot.text
     assert "the pilot is stuck" in pilot.text
     assert grid.job_of(job_id).state == "failed"
+
+
+def test_a_pilot_that_is_killed_leaves_no_payload(grid, wrapped, tmp_path):
+    """By the kernel for its memory, or by us because it was stuck."""
+    queue, pids = grid.queue("KILLED"), tmp_path / "pids"
+    grid.submit(grid.job(f"sleep 61 & setsid sleep 61 & echo $$ $! >> {pids}; wait", queue=queue))
+    wrapper = wrapped("--mute", queue=queue)
+    payload = until(lambda: pids.exists() and [int(pid) for pid in pids.read_text().split()])
+    pilot = psutil.Process(payload[0]).parent()
+    pilot.kill()
+
+    assert wrapper.wait() == 1, wrapper.text
+    until(lambda: not any(psutil.pid_exists(pid) for pid in payload))
 
 
 def test_the_archive_must_have_its_checksum(wrapped, release, tmp_path):
