@@ -30,7 +30,7 @@ from pilot.watch.look import Look
 from pilot.watch.looping import Looping
 from pilot.watch.memory import Memory
 from pilot.watch.memorylimit import NO_LIMIT, MemoryLimit, memory_limit
-from pilot.watch.meter import Meter, Subject, Tally
+from pilot.watch.meter import Meter, Sample, Subject, Tally
 from pilot.watch.oom import OutOfMemory
 from pilot.watch.outputs import OutputSize, StdoutSize
 from pilot.watch.processcount import ProcessCount
@@ -123,9 +123,8 @@ class Guard:
                 group=self._group,
             )
         )
-        takers = () if self._meter.writes_timeline else (self._timeline.add,)
-        memory = Memory(self._meter, self._tally, self._limits, *takers)
-        gpu = [self._gpu] if takers and self._gpu.works else []
+        memory = Memory(self._meter, self._tally, self._limits, self._add_line)
+        gpu = [self._gpu] if self._gpu.works and not self._meter.writes_timeline else []
         return [memory, *gpu, *self._disk(), *self._clock(), *self._behaviour()]
 
     @property
@@ -196,6 +195,10 @@ class Guard:
         pids = self._receivers()
         self._seen.update(pids)
         return pids
+
+    def _add_line(self, sample: Sample) -> None:
+        if not self._meter.writes_timeline:
+            self._timeline.add(sample)
 
     def _disk(self) -> list[Look]:
         post, settings = self._post, self._post.settings

@@ -70,12 +70,12 @@ class Meter(ABC):
     Attributes:
         name: as a queue or a setting names it.
         needs: modules to how to install them, for `pilot plugins`.
-        writes_timeline: True if it leaves `memory_monitor_output.txt` and its summary by itself.
+        writes_timeline: True as long as it leaves `memory_monitor_output.txt` and its summary by itself.
     """
 
     name: ClassVar[str]
     needs: ClassVar[Mapping[str, str]] = {}
-    writes_timeline: ClassVar[bool] = False
+    writes_timeline: bool = False
 
     @classmethod
     def problem(cls, group: Group | None, environ: Mapping[str, str]) -> str:
@@ -98,29 +98,28 @@ class Tally:
     """Maxima and averages over the samples of one payload."""
 
     def __init__(self) -> None:
-        self._count = 0
-        self._sums = dict.fromkeys(_MEMORY, 0)
-        self._peaks = dict.fromkeys(_MEMORY, 0)
+        self._areas = dict.fromkeys(_COUNTED, 0.0)
+        self._span = 0.0
+        self._peaks = dict.fromkeys(_COUNTED, 0)
         self._rss_at_pss = 0
         self._spent = Spent()
         self._seconds = 0.0
         self.charged_peak = 0
-        self.processes_peak = 0
         self.last: Sample | None = None
 
     def add(self, sample: Sample) -> None:
         """Take a sample into account; one that saw no process says nothing."""
         if not sample.processes:
             return
-        self._count += 1
-        self.last = sample
+        last, self.last = self.last or sample, sample
+        seconds = max(0.0, sample.seconds - (last.seconds if last is not sample else 0.0))
+        self._span += seconds
         self.charged_peak = max(self.charged_peak, sample.charged)
-        self.processes_peak = max(self.processes_peak, sample.processes)
         if sample.pss > self._peaks["pss"]:
             self._rss_at_pss = sample.rss
-        for name in _MEMORY:
+        for name in _COUNTED:
             value = getattr(sample, name)
-            self._sums[name] += value
+            self._areas[name] += (getattr(last, name) + value) / 2 * seconds
             self._peaks[name] = max(self._peaks[name], value)
 
     def end(self, spent: Spent, seconds: float) -> None:
@@ -132,15 +131,15 @@ class Tally:
             # What grows that fast is a process' own memory, not shared: without this a payload that takes all at once
             # and dies has the PSS of its shell, by which the server finds memory for the next try. PSS is measured more
             # seldom than RSS: what came since then counts.
-            self._peaks["pss"] += spent.max_rss - self._rss_at_pss if self._count else 0
+            self._peaks["pss"] += spent.max_rss - self._rss_at_pss if self.last else 0
 
     def peak(self, name: str) -> int:
-        """The highest `rss`, `pss`, `vmem` or `swap` known, kB."""
+        """The highest `rss`, `pss`, `vmem` or `swap` known, kB, or number of `processes` or `threads`."""
         return self._peaks[name]
 
     def average(self, name: str) -> int:
-        """The mean of `rss`, `pss`, `vmem` or `swap` over the samples, kB."""
-        return self._sums[name] // max(1, self._count)
+        """The mean over time, not over samples, which are closer near a limit, of what `peak` knows."""
+        return int(self._areas[name] / self._span) if self._span else getattr(self.last, name, 0)
 
     def totals(self) -> dict[str, int]:
         """`rchar`, `wchar`, `rbytes` and `wbytes` so far."""
@@ -162,7 +161,7 @@ class Tally:
 
     def _memory(self) -> dict[str, int]:
         """Without a sample only the largest process is known, which is all that there is to say."""
-        if not self._count:
+        if self.last is None:
             return {"max_rss": self._peaks["rss"]}
         return {f"max_{name}": self._peaks[name] for name in _MEMORY} | {
             f"avg_{name}": self.average(name) for name in _MEMORY
@@ -170,4 +169,5 @@ class Tally:
 
 
 _MEMORY = ("rss", "pss", "vmem", "swap")
+_COUNTED = (*_MEMORY, "processes", "threads")
 _IO = ("rchar", "wchar", "rbytes", "wbytes")

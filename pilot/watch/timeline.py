@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from pilot.node import read_node
 from pilot.watch.gpu import GpuLook
 from pilot.watch.meter import Sample, Tally
 
@@ -21,9 +22,10 @@ logger = logging.getLogger(__name__)
 TABLE, SUMMARY = "memory_monitor_output.txt", "memory_monitor_summary.json"
 
 #: Files that a meter leaves in the job directory, none of which is the payload's work.
-FILES = (TABLE, SUMMARY, f"{SUMMARY}_snapshot", f"{SUMMARY}_tmp")
+FILES = (TABLE, SUMMARY)
 
 _MEMORY = ("pss", "rss", "swap", "vmem")
+_COUNTS = {"nprocs": "processes", "nthreads": "threads"}
 _IO = {"rchar": "rchar", "read_bytes": "rbytes", "wchar": "wchar", "write_bytes": "wbytes"}
 
 #: Between two lines, s: a sixtieth of the run, so that short and long ones have as many; then prmon's interval. Never
@@ -45,13 +47,10 @@ class Timeline:
         self._table: TextIO | None = None
         self._next = 0.0
         self._began = 0.0
-        self._peaks = {"nprocs": 0, "nthreads": 0}
         self._failed = False
 
     def add(self, sample: Sample) -> None:
         """Write a line unless the last one is recent."""
-        self._peaks["nprocs"] = max(self._peaks["nprocs"], sample.processes)
-        self._peaks["nthreads"] = max(self._peaks["nthreads"], sample.threads)
         if sample.processes and sample.seconds >= self._next and not self._failed:
             self._next = sample.seconds + max(_SHORTEST, min(sample.seconds / _PARTS, _LONGEST))
             self._guarded(lambda: self._line(sample))
@@ -60,7 +59,7 @@ class Timeline:
         """Write the summary; nothing for a payload that was never seen."""
         if tally.last is not None and not self._failed:
             text = json.dumps(self._summary(tally, tally.last), indent=1)
-            self._guarded(lambda: _write(self._workdir / SUMMARY, text))
+            self._guarded(lambda: write_new(self._workdir / SUMMARY, text + "\n"))
         if self._table is not None:
             self._guarded(self._table.close)  # it may hold a line that the disk did not take
 
@@ -76,12 +75,11 @@ class Timeline:
         values: dict[str, int] = {
             "Time": int(self._began + sample.seconds),
             "wtime": int(sample.seconds),
-            "nprocs": sample.processes,
-            "nthreads": sample.threads,
-            "utime": int(sample.utime),
-            "stime": int(sample.stime),
             **{name: getattr(sample, name) for name in _MEMORY},
             **{name: getattr(sample, attribute) for name, attribute in _IO.items()},
+            "stime": int(sample.stime),
+            "utime": int(sample.utime),
+            **{name: getattr(sample, attribute) for name, attribute in _COUNTS.items()},
         }
         values |= self._gpu.now() if self._gpu else {}
         if self._table is None:
@@ -93,17 +91,30 @@ class Timeline:
     def _summary(self, tally: Tally, last: Sample) -> dict[str, Any]:
         usage = tally.usage()
         totals = tally.totals()
-        most = {name: tally.peak(name) for name in _MEMORY} | self._peaks
+        levels = {name: name for name in _MEMORY} | _COUNTS
+        most = {name: tally.peak(attribute) for name, attribute in levels.items()}
         most |= {"utime": int(last.utime), "stime": int(last.stime), "wtime": int(last.seconds)}
         most |= {name: totals[attribute] for name, attribute in _IO.items()}
-        mean: dict[str, Any] = {name: tally.average(name) for name in _MEMORY}
+        mean: dict[str, Any] = {name: tally.average(attribute) for name, attribute in levels.items()}
         mean |= {name: getattr(usage, f"rate_{attribute}") for name, attribute in _IO.items()}
-        hardware: dict[str, Any] = {}
+        hardware = _hardware()
         if self._gpu:
             most |= self._gpu.most()
             mean |= self._gpu.mean()
-            hardware = self._gpu.hardware()
+            hardware |= self._gpu.hardware()
         return {"Max": most, "Avg": mean, "HW": hardware, "prmon": {"Version": "pilot"}}
+
+
+def _hardware() -> dict[str, Any]:
+    node = read_node()
+    cpu = {
+        "CPUs": node.logical_cpus,
+        "CoresPerSocket": node.cores_per_socket,
+        "ModelName": node.cpu_model,
+        "Sockets": node.sockets,
+        "ThreadsPerCore": node.threads_per_core,
+    }
+    return {"cpu": cpu, "mem": {"MemTotal": node.memory << 10}}
 
 
 def _create(path: Path) -> TextIO:
@@ -112,6 +123,7 @@ def _create(path: Path) -> TextIO:
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w")
 
 
-def _write(path: Path, text: str) -> None:
+def write_new(path: Path, text: str) -> None:
+    """Write a file of our own, in the place of what is there."""
     with _create(path) as file:
-        file.write(text + "\n")
+        file.write(text)

@@ -121,6 +121,7 @@ def measure(
         ended = await payload.wait()
         tally.end(ended.spent, ended.seconds)
         line.close(tally)
+        await made.close()
         if other is not None:
             other.wait(10)
         return tally.usage(), ended
@@ -171,22 +172,61 @@ def test_the_time_line_is_read_by_what_reads_prmons(tmp_path: Path, processes: P
     summary = json.loads((tmp_path / SUMMARY).read_text())
     memory, io = {"pss", "rss", "swap", "vmem"}, {"rchar", "wchar", "read_bytes", "write_bytes"}
     assert set(summary["Max"]) == memory | io | {"nprocs", "nthreads", "utime", "stime", "wtime"}
-    assert set(summary["Avg"]) == memory | io
+    assert set(summary["Avg"]) == memory | io | {"nprocs", "nthreads"}
     assert summary["Max"]["nprocs"] == 4
 
 
-def test_it_agrees_with_prmon(tmp_path: Path, processes: Processes) -> None:
+@pytest.fixture
+def prmon() -> str:
     program = shutil.which("prmon", path=f"{CACHE / 'prmon'}:{os.environ['PATH']}")
     if program is None:
         pytest.skip(
-            "prmon is in no registry, and 5 min to build: put it on PATH or into .cache/prmon to compare, also in CI"
+            "prmon is in no registry, and 4 min to build: put it on PATH or into .cache/prmon to compare, also in CI"
         )
-    beside = f"{program} --interval 1 --filename prmon.txt --json-summary prmon.json --pid"
+    return program
+
+
+def test_it_agrees_with_prmon(tmp_path: Path, processes: Processes, prmon: str) -> None:
+    beside = f"{prmon} --interval 1 --filename prmon.txt --json-summary prmon.json --pid"
     found = measure(tmp_path, processes, "procfs", hold=5.0, beside=beside).usage
-    theirs = json.loads((tmp_path / "prmon.json").read_text())["Max"]
-    assert (found.max_pss, found.max_rss) == (near(theirs["pss"]), near(theirs["rss"]))
+    ours, theirs = (json.loads((tmp_path / name).read_text()) for name in (SUMMARY, "prmon.json"))
+    most = theirs["Max"]
+    assert (found.max_pss, found.max_rss, found.max_vmem) == (near(most["pss"]), near(most["rss"]), near(most["vmem"]))
     assert found.cpu_time is not None
-    assert 0 <= found.cpu_time - theirs["utime"] - theirs["stime"] <= 2  # it cuts both to whole seconds
+    assert 0 <= found.cpu_time - most["utime"] - most["stime"] <= 2  # it cuts both to whole seconds
+    network = {f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets")}  # of the whole node
+    for part in ("Max", "Avg"):
+        assert set(ours[part]) == set(theirs[part]) - network
+    assert ours["HW"] | {"mem": {}} == theirs["HW"] | {"mem": {}}
+    assert ours["HW"]["mem"]["MemTotal"] == near(theirs["HW"]["mem"]["MemTotal"])
+    tables = [(tmp_path / name).read_text().splitlines()[0].split("\t") for name in (TABLE, "prmon.txt")]
+    assert tables[0] == [name for name in tables[1] if name not in network]
+
+
+def test_a_whole_pilot_has_prmons_own_files_in_the_log(tmp_path: Path, prmon: str) -> None:
+    environ = {"PATH": f"{Path(prmon).parent}:{os.environ['PATH']}"}
+    payload = f"exec {sys.executable} -c 'import time; x = bytes([1]) * 50_000_000; time.sleep(3)'"
+    done = watched(tmp_path, payload, settings="meter=prmon", environ=environ)
+    assert done.code == 0, done.diag
+    summary = json.loads(done.files[SUMMARY])
+    assert summary["prmon"]["Version"] != "pilot"
+    assert "rx_bytes" in summary["Max"]
+    assert b"rx_bytes" in done.files[TABLE]
+    assert int(done.report["max_rss"]) == near(summary["Max"]["rss"])
+
+
+def test_a_prmon_that_does_not_start_fails_no_job(tmp_path: Path) -> None:
+    tool = tmp_path / "bin" / "prmon"
+    tool.parent.mkdir()
+    tool.write_text("#!/nonexistent\n")
+    tool.chmod(0o755)
+    (tmp_path / "x").mkdir()
+    environ = {"PATH": f"{tool.parent}:{os.environ['PATH']}"}
+    done = watched(tmp_path / "x", "sleep 1", settings="meter=prmon", environ=environ)
+    assert done.code == 0, done.diag
+    assert "prmon does not start" in done.log
+    assert json.loads(done.files[SUMMARY])["Max"]["rss"] > 0
+    assert len(done.files[TABLE].splitlines()) > 1
 
 
 def test_a_whole_pilot_has_the_gpus_of_its_payload_in_the_time_line(tmp_path: Path) -> None:

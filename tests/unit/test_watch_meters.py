@@ -155,7 +155,7 @@ class TestTimeline:
         assert {key: summary["Max"][key] for key in ("rss", "pss", "vmem", "wtime", "wchar", "nprocs", "nthreads")} == {
             "rss": 300, "pss": 150, "vmem": 900, "wtime": 2, "wchar": 20, "nprocs": 2, "nthreads": 3,
         }  # fmt: skip
-        assert summary["Avg"]["rss"] == 200
+        assert summary["Avg"]["rss"] == 225  # over time: 200 in the first second, 250 in the second one
         assert summary["Avg"]["wchar"] == 10
 
     def test_it_has_at_most_some_hundred_lines(self, tmp_path):
@@ -253,46 +253,54 @@ class TestChoice:
         assert choose_meter(name, None, {"PATH": "/nonexistent"}).name == "procfs"
         assert f"meter {name} cannot be used" in caplog.text
 
-    def test_prmon_is_run_as_pilot_3_does_and_its_table_read(self, tmp_path, processes):
-        tool = tmp_path / "bin" / "prmon"
+    @pytest.mark.parametrize(("summary", "whole"), [('{"Max": {}}', True), ('{"HW": {}}', False), ('{"Ma', False)])
+    def test_prmon_is_run_as_pilot_3_does_and_its_files_kept(self, tmp_path, processes, summary, whole):
+        tool, workdir = tmp_path / "bin" / "prmon", tmp_path / "work"
         tool.parent.mkdir()
+        workdir.mkdir()
         tool.write_text(
-            '#!/bin/bash\necho "$@" > args\ntrap "echo {} > $6; exit" USR1\n'
-            'printf "Time\\twtime\\tnprocs\\tpss\\trss\\tutime\\tstime\\twchar\\n" > "$4"\n'
-            'printf "1\\t7\\t2\\t50\\t60\\t3\\t1\\t9\\n" >> "$4"\n'
-            "while :; do sleep 0.05; done\n"
+            f'#!/bin/bash\ntrap \'echo -n "$SUMMARY" > $6; exit\' USR1\necho Time > "$4"\n'
+            f'echo "$@" > {tmp_path}/args\nwhile :; do sleep 0.05; done\n'
         )
         tool.chmod(0o755)
-        environ = {"PATH": f"{tool.parent}:{os.environ['PATH']}"}
+        environ = {"PATH": f"{tool.parent}:{os.environ['PATH']}", "SUMMARY": summary}
 
         async def main():
             meter = choose_meter("prmon", None, environ)
-            meter.attach(Subject(pid=77, members=list, workdir=tmp_path, processes=processes, environ=environ))
-            for _ in range(100):
-                if meter.sample().processes:
-                    break
+            us = os.getpid()
+            meter.attach(Subject(pid=us, members=lambda: [us], workdir=workdir, processes=processes, environ=environ))
+            while not (tmp_path / "args").exists():
                 await asyncio.sleep(0.02)
             sample = meter.sample()
             await meter.close()
-            return sample
+            return sample, meter.writes_timeline
 
-        sample = asyncio.run(main())
-        assert (sample.pss, sample.rss, sample.cpu, sample.wchar, sample.processes) == (50, 60, 4, 9, 2)
+        sample, kept = asyncio.run(main())
+        assert sample.rss > 10_000
         assert (tmp_path / "args").read_text().split() == [
-            *("--pid", "77", "--filename", TABLE, "--json-summary", SUMMARY, "--interval", "60")
+            *("--pid", str(os.getpid()), "--filename", TABLE, "--json-summary", SUMMARY, "--interval", "60")
         ]  # fmt: skip
-        assert (tmp_path / SUMMARY).exists()
+        assert kept is whole
+        assert (workdir / TABLE).read_text() == "Time\n"
+        assert (workdir / SUMMARY).exists() is whole
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["args", "bin", "work"]
 
-    def test_prmon_that_crashes_is_started_again_five_times_and_follows_what_lives(self, tmp_path, processes):
+    def test_prmon_that_crashes_is_started_again_five_times(self, tmp_path, processes, caplog):
         tool, pids = tmp_path / "bin" / "prmon", tmp_path / "pids"
         tool.parent.mkdir()
-        tool.write_text('#!/bin/bash\necho "$2" >> pids; exit 3\n')
+        tool.write_text(f'#!/bin/bash\necho "$2" >> {pids}; exit 3\n')
         tool.chmod(0o755)
         environ = {"PATH": f"{tool.parent}:{os.environ['PATH']}"}
         meter = choose_meter("prmon", None, environ)
-        meter.attach(Subject(pid=77, members=lambda: [78], workdir=tmp_path, processes=processes, environ=environ))
-        for _ in range(60):
-            meter.sample()
-            time.sleep(0.01)
+        us = os.getpid()
+        meter.attach(Subject(pid=77, members=lambda: [us], workdir=tmp_path, processes=processes, environ=environ))
+        for _ in range(200):
+            sample = meter.sample()
+            if not meter.writes_timeline:
+                break
+            time.sleep(0.02)
         asyncio.run(meter.close())
-        assert pids.read_text().split() == ["77", *["78"] * 5]
+        assert not meter.writes_timeline
+        assert pids.read_text().split() == ["77", *[str(us)] * 5]
+        assert "prmon ended 6 times; the time line is the pilot's own" in caplog.text
+        assert sample.rss > 10_000
