@@ -27,10 +27,6 @@ _WANTED = ("memory", "pids", "cpu", "io")
 #: Marks of systemd and container runtimes on a group that was handed over (systemd's CGROUP_DELEGATION.md).
 _DELEGATION_MARKS = ("trusted.delegate", "user.delegate")
 
-#: The kernel ends a payload that grows faster than we look at so much more than its limit: before that it is ours to
-#: say 1235, with numbers. The charge of a group is more than PSS, too: page tables, sockets, files in memory.
-HEADROOM = 1.1
-
 #: Moves itself into groups and becomes the command: all text is fixed, names are arguments. A group that cannot be
 #: joined is left out, since a payload must not fail for its watch.
 _JOIN = 'while [ "$1" != -- ]; do { echo 0 > "$1"; } 2> /dev/null; shift; done; shift; exec "$@"'

@@ -7,13 +7,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pilot import plugins
-from pilot.cgroup import HEADROOM, Group, Nest, OwnGroup
+from pilot.cgroup import Group, Nest, OwnGroup
 from pilot.download import fetch_url
 from pilot.errors import Code, PilotError
 from pilot.job import Job, Limits
@@ -35,7 +35,7 @@ from pilot.watch.oom import OutOfMemory
 from pilot.watch.outputs import OutputSize, StdoutSize
 from pilot.watch.processcount import ProcessCount
 from pilot.watch.shutdown import MachineShutdown
-from pilot.watch.slotmemory import SLACK, slot_limits
+from pilot.watch.slotmemory import slot_limits
 from pilot.watch.softstop import SoftStop
 from pilot.watch.stacks import log_stacks
 from pilot.watch.timeline import FILES, Timeline
@@ -87,9 +87,8 @@ class Guard:
     def __init__(self, post: Post) -> None:
         self._post = post
         pull = post.settings.harvester_submitmode == "PULL"
-        self._limit = memory_limit(post.job, post.queue, post.limits, post.resource_types, pull=pull)
-        self._slot_limits = slot_limits(post.environ, post.nest.slot)
-        self._limits = [limit for limit in (self._limit, *self._slot_limits) if limit.kb]
+        limit = memory_limit(post.job, post.queue, post.limits, post.resource_types, pull=pull)
+        self._limits = [*([limit] if limit.kb else []), *slot_limits(post.environ, post.nest.slot)]
         self._group = self._make_group()
         self.prefix = self._group.prefix if self._group else ()
         self.out_of_memory: PilotError | None = None
@@ -130,14 +129,11 @@ class Guard:
     @property
     def hard_limit(self) -> int:
         """kB, 0 for none: where the kernel shall stop the payload if we do not."""
-        return self._hard.kb
+        return self._lowest.hard
 
     @property
-    def _hard(self) -> MemoryLimit:
-        """The same; where the slot's limit is the lower one it is named."""
-        ours = [MemoryLimit(kb=int(self._limit.kb * HEADROOM))] if self._limit.kb else []
-        slots = [replace(limit, kb=limit.kb + SLACK) for limit in self._slot_limits]
-        return min((*ours, *slots), key=lambda limit: limit.kb, default=NO_LIMIT)
+    def _lowest(self) -> MemoryLimit:
+        return min(self._limits, key=lambda limit: limit.hard, default=NO_LIMIT)
 
     def contained(self, mark: str, *, out_of_memory: bool) -> None:
         """The payload has ended that ran in a container.
@@ -165,7 +161,7 @@ class Guard:
         self._tally.end(Spent(max(spent.cpu, cpu or 0.0), spent.max_rss, spent.io), seconds)
         peak = max(self._tally.peak("pss"), self._tally.peak("rss"))
         self.out_of_memory = self._oom.error(
-            self._seen, killed=killed, peak_kb=peak, mark=self._mark, told=self._told, limit=self._hard
+            self._seen, killed=killed, peak_kb=peak, mark=self._mark, told=self._told, limit=self._lowest
         )
         if self.out_of_memory:
             logger.warning("%s", self.out_of_memory.detail)
@@ -186,8 +182,8 @@ class Guard:
         # Pilots that share a group may have jobs of one id, such as those of `pilot local`, and pids of one number.
         group = post.nest.make(f"payload-{post.job.job_id}-{post.job.attempt}-{os.urandom(4).hex()}")
         if group is not None:
-            high, hard = min((limit.kb for limit in self._limits), default=0), self._hard
-            group.limit(high, hard.kb, post.settings.max_processes, swap=bool(hard.origin))
+            high, lowest = min((limit.kb for limit in self._limits), default=0), self._lowest
+            group.limit(high, lowest.hard, post.settings.max_processes, swap=lowest.of_slot)
         return group
 
     def _living(self) -> list[int]:

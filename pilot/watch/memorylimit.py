@@ -15,6 +15,10 @@ from pilot.watch.meter import Sample
 _MB_PER_CORE = {"LOMEM": 1000, "": 2000, "HIMEM": 3000}
 _MB_UNKNOWN = 4001
 
+#: The kernel ends a payload that grows faster than we look at so much more than its limit: before that it is ours to
+#: say 1235, with numbers. The charge of a group is more than PSS, too: page tables, sockets, files in memory.
+_SLACK = 0.1
+
 
 def proportional(sample: Sample) -> int:
     """PSS, kB; RSS where that is not known."""
@@ -30,12 +34,21 @@ class MemoryLimit:
         origin: where it comes from, in words.
         counts: what counts for it, in a word.
         used: what that is of a payload, kB.
+        of_slot: it is the batch system's, and not the job's.
+        slack: kB above it at which the kernel shall stop the payload if we do not.
     """
 
     kb: int = 0
     origin: str = ""
     counts: str = "PSS"
     used: Callable[[Sample], int] = proportional
+    of_slot: bool = False
+    slack: int = 0
+
+    @property
+    def hard(self) -> int:
+        """Where that is, kB."""
+        return self.kb + self.slack
 
 
 NO_LIMIT = MemoryLimit()
@@ -62,14 +75,18 @@ def memory_limit(
         pull: the pilot fetches its jobs, which then were given `minRamCount` in steps of 1000 MB.
     """
     if limits.memory_mb:
-        return MemoryLimit(kb=limits.memory_mb * 1_000_000 // 1024, origin="limit of the job file")
+        return _with_slack(limits.memory_mb * 1_000_000 // 1024, "limit of the job file")
     if resource_types is None:
         return NO_LIMIT
     megabytes, origin = _scaled(job, queue, resource_types, pull)
     factor = queue.rss_grace * queue.memkillgrace / 100
     if not megabytes or not factor:
         return NO_LIMIT
-    return MemoryLimit(kb=int(megabytes * factor * 1024), origin=f"{origin}, times {factor:g} of the queue")
+    return _with_slack(int(megabytes * factor * 1024), f"{origin}, times {factor:g} of the queue")
+
+
+def _with_slack(kb: int, origin: str) -> MemoryLimit:
+    return MemoryLimit(kb=kb, origin=origin, slack=int(kb * _SLACK))
 
 
 def _scaled(job: Job, queue: Queue, resource_types: Sequence[Mapping[str, Any]], pull: bool) -> tuple[float, str]:

@@ -90,11 +90,11 @@ class OutOfMemory:
         group = self._group
         peak = (group.memory_peak or 0) >> 10 if group else 0
         peak = peak or peak_kb
-        own = (group.memory_limit if group else None) or (limit.kb << 10 if contained else 0)
+        own = (group.memory_limit if group else None) or (limit.hard << 10 if contained else 0)
         slots = self._slot.memory_bound or 0
         parts = [f"peak {peak} kB"] if peak else []
         if own and not 0 < slots < own:
-            parts.append(f"limit {own >> 10} kB" + (f" ({limit.origin})" if limit.origin else ""))
+            parts.append(f"limit {own >> 10} kB" + (f" ({limit.origin})" if limit.of_slot else ""))
         elif slots:
             parts.append(f"limit {slots >> 10} kB of the slot")
         return f": {', '.join(parts)}" if parts else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -26,9 +26,6 @@ logger = logging.getLogger(__name__)
 #: between a look and its end: a twentieth of the limit, within these.
 _RESERVE = (16 << 10, 64 << 10)
 
-#: kB of the reserve that a control group of the payload may take: the kernel kills there what no look has seen in time.
-SLACK = 8 << 10
-
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 #: Processes above the pilot that belong to the batch system.
@@ -42,18 +39,22 @@ def slot_limits(environ: Mapping[str, str], slot: Group) -> list[MemoryLimit]:
         environ: of the pilot.
         slot: the control group that it came into.
     """
-    own = _own_use()
-    return [limit for whole in _enforced(environ, slot, own) if (limit := _left(whole, own))]
+    rss, private = _own_use()
+    found = (_of_group(slot, private), _of_slurm(environ, rss))
+    return [limit for limit in found if limit]
 
 
-def _enforced(environ: Mapping[str, str], slot: Group, own: int) -> Iterator[MemoryLimit]:
-    if bound := slot.memory_bound:
-        used = partial(_charged, slot, own) if slot.is_ours_alone else _needed
-        yield MemoryLimit(kb=bound >> 10, origin="control group of the slot", counts="memory", used=used)
+def _of_group(slot: Group, own: int) -> MemoryLimit | None:
+    bound = (slot.memory_bound or 0) >> 10
+    used = partial(_charged, slot, own) if bound and slot.is_ours_alone else _needed
+    return _left(MemoryLimit(kb=bound, origin="control group of the slot", counts="memory", used=used), own)
+
+
+def _of_slurm(environ: Mapping[str, str], own: int) -> MemoryLimit | None:
     params = slurm_setting(environ, "JobAcctGatherParams").lower()
-    if megabytes := slurm_memory(environ) if "overmemorykill" in params else 0:
-        whole = MemoryLimit(kb=megabytes << 10, origin=f"{megabytes} MB of Slurm")
-        yield whole if "usepss" in params else replace(whole, counts="RSS", used=attrgetter("rss"))
+    megabytes = slurm_memory(environ) if "overmemorykill" in params else 0
+    whole = MemoryLimit(kb=megabytes << 10, origin=f"{megabytes} MB of Slurm")
+    return _left(whole if "usepss" in params else replace(whole, counts="RSS", used=attrgetter("rss")), own)
 
 
 def _charged(slot: Group, own: int, sample: Sample) -> int:
@@ -68,23 +69,26 @@ def _needed(sample: Sample) -> int:
 
 
 def _left(whole: MemoryLimit, own: int) -> MemoryLimit | None:
+    if not whole.kb:
+        return None
     reserve = max(_RESERVE[0], min(whole.kb // 20, _RESERVE[1]))
     left = whole.kb - own - reserve
     if left <= 0:
         logger.warning("%s: %d kB are less than the pilot needs (%d kB)", whole.origin, whole.kb, own + reserve)
         return None
     origin = f"{whole.origin}: {whole.kb} kB, less {own} kB of the pilot and {reserve} kB in reserve"
-    return replace(whole, kb=left, origin=origin)
+    return replace(whole, kb=left, origin=origin, of_slot=True, slack=reserve // 2)
 
 
-def _own_use() -> int:
-    """RSS of the pilot and of those that started it, wrapper and shells, as far as they are in the same slot; kB."""
-    pid, used, place = os.getpid(), 0, _read("self", "cgroup")
+def _own_use() -> tuple[int, int]:
+    """RSS, also without files, of the pilot and of those that started it as far as they are in the same slot; kB."""
+    pid, rss, files, place = os.getpid(), 0, 0, _read("self", "cgroup")
     while pid and _read(pid, "cgroup") == place and _read(pid, "comm").strip() not in _STARTERS:
         pages, stat = _read(pid, "statm").split(), _read(pid, "stat").rpartition(")")[2].split()
-        used += int(pages[1]) * _PAGE_KB if pages else 0
-        pid = int(stat[1]) if stat else 0
-    return used
+        if not pages or not stat:  # it has just ended
+            break
+        rss, files, pid = rss + int(pages[1]), files + int(pages[2]), int(stat[1])
+    return rss * _PAGE_KB, (rss - files) * _PAGE_KB
 
 
 def _read(pid: int | str, name: str) -> str:

@@ -93,6 +93,9 @@ end = resource.getrusage(resource.RUSAGE_SELF).ru_utime + 0.5
 while resource.getrusage(resource.RUSAGE_SELF).ru_utime < end: pass
 with open("file", "wb") as file:
     file.write(held[:20_000_000])
+import mmap
+mapped = mmap.mmap(os.open("file", os.O_RDWR), 0)
+assert not any(mapped[::4096].strip(b"x"))
 tell()
 time.sleep(60)
 """
@@ -100,6 +103,7 @@ time.sleep(60)
     assert (sample.processes, sample.threads) == (1, 1)
     assert (sample.rss, sample.pss, sample.vmem) == (near(said["rss"]), near(said["pss"]), near(said["vmem"]))
     assert sample.rss > 100_000_000 / 1024
+    assert 20_000_000 / 1024 <= sample.files < sample.pss - 100_000_000 / 1024
     assert (sample.utime, sample.stime) == (near(said["utime"], extra=0.03), near(said["stime"], extra=0.03))
     assert sample.cpu == sample.utime + sample.stime
     assert sample.utime >= 0.5

@@ -85,7 +85,7 @@ def test_the_limit_that_is_told_is_the_one_that_was_met(tmp_path, log):
 
 def test_a_limit_that_was_made_of_the_slots_says_so(tmp_path, log):
     oom = watch(tmp_path, log, counts(tmp_path / "job", 1, "40960", 40960), counts(tmp_path / "slot", 5, "51200"))
-    error = oom.error([], killed=False, limit=MemoryLimit(kb=40, origin="less the pilot"))
+    error = oom.error([], killed=False, limit=MemoryLimit(kb=40, origin="less the pilot", of_slot=True))
     assert error.detail.endswith("peak 40 kB, limit 40 kB (less the pilot)")
 
 

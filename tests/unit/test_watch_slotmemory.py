@@ -16,8 +16,8 @@ SAMPLE = Sample(seconds=1.0, processes=2, rss=900, pss=700, files=300, swap=50)
 
 @pytest.fixture(autouse=True)
 def own(monkeypatch):
-    """kB that the pilot and who started it use."""
-    monkeypatch.setattr(slotmemory, "_own_use", lambda: 40_000)
+    """kB that the pilot and who started it use: RSS, and that without files."""
+    monkeypatch.setattr(slotmemory, "_own_use", lambda: (40_000, 30_000))
 
 
 def slurm(tmp_path, params="OverMemoryKill", **variables):
@@ -53,7 +53,7 @@ def test_what_slurm_polls_is_a_limit_less_the_pilot_and_a_reserve(tmp_path):
     (limit,) = slot_limits(slurm(tmp_path), NO_GROUP)
     assert limit.kb == (2000 << 10) - 40_000 - (64 << 10)
     assert limit.origin == "2000 MB of Slurm: 2048000 kB, less 40000 kB of the pilot and 65536 kB in reserve"
-    assert (limit.counts, limit.used(SAMPLE)) == ("RSS", 900)
+    assert (limit.counts, limit.used(SAMPLE), limit.hard - limit.kb) == ("RSS", 900, 32 << 10)
 
 
 def test_what_slurm_counts_counts(tmp_path):
@@ -98,8 +98,8 @@ def test_in_a_group_of_ours_alone_the_kernel_says_what_is_used(tmp_path):
     files = {"memory__max": str(1 << 30), "memory__stat": stat, "memory__swap__current": "0"}
     slot = group(tmp_path, cgroup__procs=f"{os.getpid()}\n", **files)
     (limit,) = slot_limits({}, slot)
-    assert limit.origin.startswith("control group of the slot: 1048576 kB, less 40000 kB of the pilot and 52428 kB ")
-    assert (limit.counts, limit.used(SAMPLE)) == ("memory", (400 << 10) - 40_000)
+    assert limit.origin.startswith("control group of the slot: 1048576 kB, less 30000 kB of the pilot and 52428 kB ")
+    assert (limit.counts, limit.used(SAMPLE)) == ("memory", (400 << 10) - 30_000)
 
 
 def test_beside_others_only_what_the_payload_itself_has_counts_without_pages_of_files(tmp_path):
