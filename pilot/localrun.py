@@ -41,6 +41,7 @@ class LocalRun:
         queuedata, storagedata: JSON of a queue and of storages, empty for none.
         grace: from a stop to the end, s.
         debug: log to stderr.
+        log_sinks: where the log goes while the job runs, as in `--realtime-logging-server`; empty for nowhere.
         main_dir: the directory of the run; its job directory is inside.
     """
 
@@ -53,6 +54,7 @@ class LocalRun:
     storagedata: str = ""
     grace: float = 25.0
     debug: bool = False
+    log_sinks: str = ""
     main_dir: Path = field(init=False, default=Path())
 
     def run(self, tick: Callable[[], Awaitable[None]]) -> Outcome:
@@ -113,6 +115,9 @@ class LocalRun:
             free_space_limit_running=0,
             looping_limit=0,  # who runs a job by hand sees that it does nothing
             cleanup=False,  # the main directory goes as a whole, or is kept
+            use_realtime_logging=bool(self.log_sinks),
+            realtime_logging_server=self.log_sinks,
+            realtime_logfiles=self.environ.get("REALTIME_LOGFILES", ""),
         )
         bench = make_bench(
             settings,

@@ -287,10 +287,12 @@ class Settings:
     remote_open_timeout: float = opt(60.0, "to see that an input which the payload reads over the network is there; 0: "
                                      "not looked", ini="Pilot.remote_open_timeout", new=True,
                                      queue="pilot_remote_open_timeout")
-    use_realtime_logging: bool = opt(False, "send the payload's log while it runs", "--use-realtime-logging", sets=True)
+    use_realtime_logging: bool = opt(False, "send the payload's log while it runs", "--use-realtime-logging", sets=True,
+                                     env="USE_REALTIME_LOGGING")
     realtime_logging_server: str = opt("", "where it goes: google-cloud-logging or logserver=TYPE;PROTOCOL://HOST:PORT",
-                                       "--realtime-logging-server")
-    realtime_logname: str = opt("pilot-log", "name of the log there", "--realtime-logname", kind=NAME)
+                                       "--realtime-logging-server", env="REALTIME_LOGGING_SERVER")
+    realtime_logname: str = opt("pilot-log", "name of the log there", "--realtime-logname", kind=NAME,
+                                env="REALTIME_LOGNAME")
     realtime_logfiles: str = opt("", "files to send, separated by : or ,", env="REALTIME_LOGFILES REALTIME_LOGFILE")
     realtime_rate: float = opt(0.0, "lines per second of a job that are sent, on average; 0: all", "--realtime-rate",
                                ini="Pilot.realtime_rate", queue="pilot_realtime_rate", kind=FACTOR, new=True)

@@ -36,6 +36,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--queuedata", metavar="FILE", help="queue JSON: copy tools, limits, as on a grid node")
     parser.add_argument("--storagedata", metavar="FILE", help="storage JSON, for files given by endpoint")
     parser.add_argument("--grace", type=_seconds, default=25.0, metavar="SECONDS", help="from a stop to the end (25)")
+    parser.add_argument(
+        "--realtime-logging-server", default="", metavar="SINKS", help="send the log there while it runs"
+    )
     parser.add_argument("--result", type=Path, metavar="FILE", help="write what became of the job as JSON")
     parser.add_argument("--quiet", "-q", action="store_true", help="say nothing unless the job fails")
     parser.add_argument("--debug", "-d", action="store_true", help="show the pilot's log, with details")
@@ -74,6 +77,7 @@ def _run_job(args: argparse.Namespace) -> int:
         storagedata=args.storagedata or "",
         grace=args.grace,
         debug=args.debug,
+        log_sinks=args.realtime_logging_server,
         environ=os.environ,
         progress=terminal,
     )

@@ -301,6 +301,18 @@ def test_the_job_directory_is_kept_where_it_was_told(local: Local) -> None:
     assert list((local.top / "there").iterdir()) == []
 
 
+def test_the_log_can_be_read_at_several_places_while_the_job_runs(local: Local) -> None:
+    first, second = local.top / "first.jsonl", local.top / "second.jsonl"
+    go = local.top / "go"
+    text = f"payload: 'echo begun; while [ ! -e {go} ]; do sleep 0.05; done; echo over'"
+    pilot = local.start(text, "--realtime-logging-server", f"file;{first},logserver=file;{second}")
+    until(lambda: all(path.exists() and '"begun"' in path.read_text() for path in (first, second)))
+    go.touch()
+    assert pilot.wait() == 0
+    assert '"over"' in first.read_text()
+    assert first.read_text() == second.read_text()
+
+
 def test_quiet_says_nothing_unless_the_job_fails(local: Local) -> None:
     quiet = local.start("payload: echo noise; echo noise >&2", "--quiet")
     assert quiet.wait() == 0
