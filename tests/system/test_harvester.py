@@ -21,7 +21,7 @@ from pilot.server.harvester import Exchange, HarvesterServer, output_entry, read
 from pilot.server.offline import NoServer
 from pilot.server.report import FileReport, JobRequest, Report, State
 from pilot.stop import Deadline
-from tests.grid import Grid, until
+from tests.grid import ROOT, Grid, until
 from tests.parts import CACHE
 
 
@@ -402,6 +402,15 @@ def test_a_job_that_lies_there_is_taken_by_a_pilot_that_pulls(grid, tmp_path):
     assert [grid.job_of(job_id).state for job_id in ids] == ["finished", "finished"]
     order = [line for line in pilot.text.splitlines() if "stagein" in line and "_enter" in line]
     assert str(ids[0]) in order[0]
+
+
+def test_the_templates_have_what_harvester_s_submitters_look_for():
+    """They fail otherwise: names of log files after one space (HTCondor), two words of the queue (Slurm)."""
+    templates = ROOT / "wrappers" / "harvester"
+    lines = (templates / "htcondor.sdf").read_text().splitlines()
+    assert all(any(line.startswith(f"{name} = ") for line in lines) for name in ("log", "output", "error"))
+    queue = json.loads((templates / "queueconfig.json").read_text())["production.push"]
+    assert {"nCore", "logDir", "templateFile"} <= set(queue["submitter"])
 
 
 @pytest.mark.parametrize(
