@@ -19,7 +19,7 @@ from tempfile import mkdtemp
 from pilot.bench import Bench
 from pilot.errors import Code, PilotError
 from pilot.job import File, Job
-from pilot.logarchive import PILOT_LOG, masked_copy
+from pilot.logarchive import FILE_LIMIT, PILOT_LOG, masked_copy
 from pilot.queuedata import QueueInfo, hash_path
 from pilot.staging.checksum import file_checksums
 from pilot.staging.copytool import CopyTool
@@ -97,7 +97,11 @@ class _Sender:
         names = sorted(set(os.listdir(self._workdir)) - others)
         wanted = [name for name in names if any(fnmatchcase(name, pattern) for pattern in PATTERNS)]
         masker = self._bench.masker
-        made = [name for name in wanted if self._made(partial(masked_copy, self._workdir / name, masker=masker), name)]
+        made, left = [], FILE_LIMIT  # for all of them: holes in a file take room in its copy
+        for name in wanted:
+            if self._made(partial(masked_copy, self._workdir / name, masker=masker, limit=left), name):
+                made.append(name)
+                left -= (self._folder / name).stat().st_size
         if part := self._bench.log.part(log_start):
             path, header_end, start = part
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,19 +15,22 @@ logger = logging.getLogger(__name__)
 def remove_tree(top: Path) -> None:
     """Remove a directory and all below it; links are not followed. What stays is told to the log. Blocks.
 
-    A payload may have taken our own rights on its directories away (`chmod 000`), so these are put back if need be.
+    A payload may have taken our own rights on its directories away (`chmod 000`), so these are put back if need be. It
+    may have made them deeper than Python goes, too: `rm` goes to any depth.
     """
-    if top.is_symlink():  # it would be walked through below
-        top.unlink()
-        return
-    shutil.rmtree(top, ignore_errors=True)
-    if not os.path.lexists(top):
-        return
-    _make_usable(top)
-    for folder, names, _ in os.walk(top):
-        for name in names:
-            _make_usable(Path(folder, name))
-    shutil.rmtree(top, ignore_errors=True)
+    with suppress(OSError, RecursionError):
+        if top.is_symlink():  # it would be walked through below
+            top.unlink()
+            return
+        shutil.rmtree(top, ignore_errors=True)
+        if not os.path.lexists(top):
+            return
+        _make_usable(top)
+        for folder, names, _ in os.walk(top):
+            for name in names:
+                _make_usable(Path(folder, name))
+    with suppress(OSError):
+        subprocess.run(["rm", "-rf", "--", top], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     if os.path.lexists(top):
         logger.warning("%s could not be removed", top)
 

@@ -124,6 +124,7 @@ class Custody:
         Where that is not possible it stays, to be found by those who look there.
         """
         try:
+            self._settle_links()
             self._prune()
             try:
                 self._workdir.rename(target)
@@ -139,6 +140,16 @@ class Custody:
         """Nothing is left to deliver. Blocks."""
         (self._workdir / NOTE).unlink(missing_ok=True)
         self._file.close()
+
+    def _settle_links(self) -> None:
+        """An output that is a link to another file of the directory becomes that file, or the move would part them."""
+        top = os.path.realpath(self._workdir)
+        for path in (self._workdir / file.lfn for file in self._note.files):
+            real = Path(os.path.realpath(path))
+            if path.is_symlink() and real.is_relative_to(top):
+                whole = path.with_name(f".{path.name}.whole")
+                os.link(real, whole)
+                whole.replace(path)
 
     def _prune(self) -> None:
         """Inputs and what the payload left beside its outputs is in the log; without a log it stays."""

@@ -100,6 +100,7 @@ def results(runtime: Runtime) -> dict[str, Job]:
         "seven": runtime.job("echo words >&2; exit 7"),
         "like the runtime": runtime.job("exit 125"),
         "like apptainer": runtime.job("echo FATAL: mine >&2; exit 255"),
+        "link out": runtime.job(f"ln -s /etc/hostname x; ln -s x link-{out}", outputs=[f"link-{out}"]),
         "no such path": runtime.job("true", image="/no/such/image"),
         "no name": runtime.job("true", image="x; touch $(pwd)/hacked"),
         "no registry": runtime.job("true", image="docker://127.0.0.1:1/no/image:1", secrets=SECRETS),
@@ -133,6 +134,15 @@ def test_no_secret_is_in_the_log_of_a_job_or_on_a_command_line(results: dict[str
     assert "container_script.sh" in log
     assert not [name for name, content in log.items() if TOKEN.encode() in content]
     assert VALUE.encode() not in log["one.txt"]
+
+
+def test_an_output_that_leads_out_of_the_job_directory_is_1165_and_says_where(results: dict[str, Job]) -> None:
+    job = results["link out"]
+    assert (job.state, job.code) == ("failed", 1165), job.diag
+    assert (
+        f"a link out of the job directory, to {os.path.realpath('/etc/hostname')}; the payload is in a container"
+        in job.diag
+    )
 
 
 @pytest.mark.parametrize(("name", "status"), [("seven", 7), ("like the runtime", 125), ("like apptainer", 255)])

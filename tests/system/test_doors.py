@@ -244,12 +244,23 @@ def test_no_writer_writes_through_what_is_planted(tmp_path: Path, door: str, tri
     assert not outside.exists() if trick == "dangling" else outside.read_text() == "mine"
 
 
-def test_a_directory_is_removed_without_a_look_behind_its_links(tmp_path: Path) -> None:
+def dig(top: Path, depth: int) -> None:
+    """Directories in directories, deeper than a path may be long."""
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        above, here = here, os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(above)
+    os.close(here)
+
+
+def test_a_directory_is_removed_to_its_bottom_without_a_look_behind_its_links(tmp_path: Path) -> None:
     (tmp_path / "home/private").mkdir(parents=True)
     (tmp_path / "home/private").chmod(0o750)
     (tmp_path / "job/closed/below").mkdir(parents=True)
     (tmp_path / "job/link").symlink_to(tmp_path / "home")
     (tmp_path / "job/closed").chmod(0)
+    dig(tmp_path / "job", 3000)
     (tmp_path / "service").symlink_to(tmp_path / "home")
     for name in ("job", "service"):
         remove_tree(tmp_path / name)

@@ -42,7 +42,7 @@ def finals(grid: Grid, job_id: int) -> list[str]:
 @scenario
 def the_next_pilot_delivers_and_the_job_is_finished(top: Path) -> None:
     with Grid(top) as grid:
-        job_id, kept, blocker = kept_job(grid)
+        job_id, kept, blocker = kept_job(grid, command="mkdir d; echo a > d/a; ln -s $PWD/d/a a; echo b > b")
         assert finals(grid, job_id) == ["holding"]
         (folder,) = kept.iterdir()
         assert {path.name for path in folder.iterdir()} >= {"a", "delivery.json", "journal.jsonl"}
