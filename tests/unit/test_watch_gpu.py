@@ -80,7 +80,7 @@ def test_it_is_in_the_time_line_by_prmons_names(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / SUMMARY).read_text())
     assert [summary["Max"][name] for name in NAMES] == [2, 67, 16, 921600]
     assert [summary["Avg"][name] for name in NAMES] == [1, 42, 10, 648533]
-    assert summary["HW"] == {"gpu": {"nGPU": 1, "gpu_0": {"name": "Tesla T4", "total_mem": 15360 << 10}}}
+    assert summary["HW"]["gpu"] == {"nGPU": 1, "gpu_0": {"name": "Tesla T4", "total_mem": 15360 << 10}}
     assert (tmp_path / "said").read_text().splitlines() == ["-q -x", *["pmon -s um -c 1"] * 3]
 
 
