@@ -40,11 +40,14 @@ class SlotEnd(Deadline):
 
 def batch_end(environ: Mapping[str, str]) -> BatchEnd:
     """The earliest end that Slurm or HTCondor tell. Blocks, for 10 s at most; raises nothing."""
-    return min((*_slurm(environ), *_condor(environ)), default=BatchEnd())
+    return min((*slurm_end(environ), *_condor(environ)), default=BatchEnd())
 
 
-def _slurm(environ: Mapping[str, str]) -> Iterator[BatchEnd]:
-    """`SLURM_JOB_END_TIME` of newer Slurm; where there is none (22.05 of Debian 12), `squeue` is asked once."""
+def slurm_end(environ: Mapping[str, str]) -> Iterator[BatchEnd]:
+    """The end of the Slurm job, if it is told. Blocks, for 10 s at most.
+
+    `SLURM_JOB_END_TIME` of newer Slurm; where there is none (22.05 of Debian 12), `squeue` is asked once.
+    """
     job = environ.get("SLURM_JOB_ID", "")
     text = environ.get("SLURM_JOB_END_TIME", "")
     if text.isascii() and text.isdecimal():

@@ -17,12 +17,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pilot.batch import BATCH_SYSTEMS
 from pilot.doctor.check import Level, Patient
 from pilot.doctor.examine import examine, worst
 from pilot.errors import Code
 from pilot.masking import Masker
 from pilot.queuedata import Queue
 from pilot.settings import Settings, SettingsError
+from pilot.slotend import slurm_end
 from pilot.version import __version__
 from pilot.wrap.factory import Factory
 from pilot.wrap.options import WrapOptions
@@ -38,17 +40,11 @@ _KEPT = (
     *("APFCID", "APFFID", "APFMON_UDP", "GRID_GLOBAL_JOBHOST", "SCHEDD_NAME", "HARVESTER_ID", "HARVESTER_WORKER_ID"),
     *("OIDC_AUTH_ORIGIN", "OIDC_AUTH_TOKEN", "PANDA_AUTH_DIR"),
     *("PANDA_AUTH_ORIGIN", "PANDA_AUTH_TOKEN", "PANDA_AUTH_TOKEN_KEY", "X509_USER_PROXY", "ATLAS_LOCAL_AREA", "TMPDIR"),
-    *("RECOVERY_DIR", "GTAG", "PANDA_JSID", "PILOT_WRAPPER", "HARVESTER_PILOT_CONFIG", "_CONDOR_JOB_AD"),
-    *(
-        "_CONDOR_MACHINE_AD",
-        "_CONDOR_SCRATCH_DIR",
-        "_CONDOR_SLOT",
-        "_CONDOR_CHIRP_CONFIG",
-        "SLURM_JOB_ID",
-        "SLURM_JOB_END_TIME",
-        "MACHINEFEATURES",
-        "JOBFEATURES",
-    ),
+    *("RECOVERY_DIR", "GTAG", "PANDA_JSID", "PILOT_WRAPPER", "HARVESTER_PILOT_CONFIG", "PANDA_HOSTNAME"),
+    *("_CONDOR_JOB_AD", "_CONDOR_MACHINE_AD", "CONDOR_MACHINE_AD", "_CONDOR_SCRATCH_DIR", "_CONDOR_SLOT"),
+    *("_CONDOR_CHIRP_CONFIG", "_CONDOR_LIBEXEC", "SLURM_CONF", "SLURM_JOB_END_TIME", "SLURM_NODEID"),
+    *("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE", "SLURM_STEP_TASKS_PER_NODE"),
+    *("MACHINEFEATURES", "JOBFEATURES", *BATCH_SYSTEMS),
 )
 #: Pandaids that are told at the end.
 _IDS = 30
@@ -58,6 +54,8 @@ class Wrapper:
     """Runs a pilot.
 
     Args:
+#: Those of them that name a file which the pilot reads.
+_KEPT_FILES = ("_CONDOR_JOB_AD", "_CONDOR_MACHINE_AD", "CONDOR_MACHINE_AD", "_CONDOR_CHIRP_CONFIG", "SLURM_CONF")
         options: what it was told.
         environ: the node's environment.
         program: the command that starts the pilot.
@@ -159,7 +157,8 @@ class Wrapper:
         image = self._options.image or f"{software}/fs/singularity/{machine}-almalinux9"
         carried = f"{software}/sw/apptainer/{machine}-el9/current/bin/apptainer"
         runtime = shutil.which("apptainer") or shutil.which("singularity") or carried
-        places = dict.fromkeys((str(self._launch_dir), str(workdir)))
+        files = (self._environ.get(name, "") for name in _KEPT_FILES)
+        places = dict.fromkeys((str(self._launch_dir), str(workdir), *filter(os.path.isfile, files)))
         binds = [f"--bind={cvmfs}:/cvmfs"] if os.path.isdir(cvmfs) else []
         binds += [f"--bind={path}" for path in places]
         command = [runtime, "exec", *shlex.split(queue.container_options), *binds, "--cleanenv", f"--pwd={workdir}"]
@@ -176,6 +175,8 @@ class Wrapper:
         if queue:
             self._environ |= queue_variables(queue.environ, self._environ)
         if experiment == "atlas" and not self._options.container:
+        for end in slurm_end(self._environ):  # there is no `squeue` inside
+            self._environ["SLURM_JOB_END_TIME"] = f"{end.time:.0f}"
             for path, arguments in site_files(self._environ, self._options.cvmfs, self._options.site):
                 self._source(path, arguments, needed=False)
         for path in self._options.setup:

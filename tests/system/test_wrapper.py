@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -361,18 +362,27 @@ def test_the_queue_may_want_a_container_around_the_pilot(grid, wrapped, tmp_path
         "#!/bin/bash\n"
         'echo "runtime: $*"\n'
         'while [ "$1" != IMAGE ]; do shift; done; shift\n'
-        f'exec env -i PATH={PATH} PILOT_PYTHON={sys.executable} APPTAINER_CONTAINER=x GTAG="$APPTAINERENV_GTAG" '
-        'PILOT_WRAPPER="$APPTAINERENV_PILOT_WRAPPER" "$@"\n'
+        'kept=(); for name in ${!APPTAINERENV_*}; do kept+=("${name#APPTAINERENV_}=${!name}"); done\n'
+        'echo "kept: ${kept[*]}"\n'
+        f'exec env -i PATH={PATH} PILOT_PYTHON={sys.executable} APPTAINER_CONTAINER=x "${{kept[@]}}" "$@"\n'
     )
-    runtime.chmod(0o755)
+    (tools / "squeue").write_text("#!/bin/sh\ndate -d '+1 hour' +%Y-%m-%dT%H:%M:%S\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    (tmp_path / "slurm.conf").write_text("KillWait=12\n")
+    slurm = {"SLURM_JOB_ID": "77", "SLURM_CONF": str(tmp_path / "slurm.conf")}
     grid.queue("WRAPPED", container_type="singularity:wrapper", container_options="-C")
     (job_id,) = grid.submit(grid.job(queue="WRAPPED"))
-    pilot = wrapped("--image", "IMAGE", queue="WRAPPED", PATH=f"{tools}:{PATH}", GTAG="http://logs/1")
+    pilot = wrapped("--image", "IMAGE", queue="WRAPPED", PATH=f"{tools}:{PATH}", GTAG="http://logs/1", **slurm)
 
     assert pilot.wait() == 0, pilot.text
     assert grid.job_of(job_id).state == "finished"
     assert grid.job_of(job_id).fields["pilot_id"].startswith("http://logs/1|")
     assert "runtime: exec -C --bind=" in pilot.text
+    assert grid.job_of(job_id).fields["batch_id"] == "77"
+    assert f"--bind={tmp_path}/slurm.conf" in pilot.text
+    assert "KillWait of Slurm is 12 s" in pilot.text
+    assert re.search(r"kept: .*SLURM_JOB_END_TIME=\d{10}", pilot.text)
 
 
 def test_the_factory_hears_of_begin_and_end(grid, wrapped):

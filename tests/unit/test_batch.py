@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 
+import pilot
 from pilot.batch import BATCH_SYSTEMS, BatchFacts
+from pilot.wrap.wrapper import _KEPT
 
 
 @pytest.fixture
@@ -109,3 +113,10 @@ def test_worker_that_is_no_number_cannot_be_told_to_the_server(worker):
 
     assert facts.worker_id is None
     assert not facts.from_harvester
+
+
+def test_what_the_pilot_reads_of_its_batch_system_gets_into_a_container_around_it():
+    names = re.compile(r'"(_?CONDOR_[A-Z_]+|SLURM_[A-Z_]+)"')
+    read = {name for path in Path(pilot.__file__).parent.rglob("*.py") for name in names.findall(path.read_text())}
+    assert {"SLURM_JOB_END_TIME", "SLURM_MEM_PER_CPU", "_CONDOR_MACHINE_AD", "_CONDOR_LIBEXEC"} <= read
+    assert read | set(BATCH_SYSTEMS) <= set(_KEPT)
