@@ -47,5 +47,5 @@ class Factory:
 
     def _computing_element(self) -> str:
         environ = self._environ
-        collector = environ.get("CONDORCE_COLLECTOR_HOST", "").rpartition(":")[0]
+        collector = environ.get("CONDORCE_COLLECTOR_HOST", "").split(":")[0]
         return environ.get("GRID_GLOBAL_JOBHOST") or environ.get("SCHEDD_NAME") or collector or "unknown"

@@ -23,8 +23,8 @@ class WrapOptions:
 
     Attributes:
         queue, label, version_tag: of the pilot's `-q`, `-j` and `-i`.
-        site: for the site's set-up.
         scratch: directory that was made for this run, with `pilot3/` in it; None without one.
+        localpy: leave ALRB out.
         container: we are in a container already: no set-up of the node's software.
         cvmfs: where CVMFS is.
         harvester: variable with the number of the node among many; `workflow` `OneToMany` uses it.
@@ -43,8 +43,8 @@ class WrapOptions:
     queue: str
     label: str
     version_tag: str
-    site: str
     scratch: Path | None
+    localpy: bool
     container: bool
     cvmfs: str
     harvester: str
@@ -73,8 +73,8 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> WrapOptions:
         queue=args.queue,
         label=args.label,
         version_tag=args.version_tag,
-        site=args.site or args.queue,
         scratch=Path(args.scratch).absolute() if args.scratch else None,
+        localpy=args.localpy,
         container=args.container,
         cvmfs=args.cvmfs,
         harvester=args.harvester,
@@ -105,7 +105,6 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     add("-q", "--queue", required=True, metavar="QUEUE", help="PanDA queue")
     add("-j", "--joblabel", dest="label", default="managed", metavar="LABEL", help="kind of jobs (managed)")
     add("-i", "--versiontag", dest="version_tag", default="PR", metavar="TAG", help="type of the pilot (PR)")
-    add("-s", dest="site", default="", metavar="SITE", help="site name for its set-up (the queue)")
     add("-t", dest="skip_proxy", action="store_true", help="no check of the proxy; the pilot gets it, too")
     add(
         "--setup",
@@ -145,10 +144,20 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         metavar="URL",
         help="POST the log to URL/putFile",
     )
-    for flags in (["-r"], ["--pilotversion"], ["--pythonversion"], ["--piloturl"], ["--pilotsha256"], ["--scratch"]):
-        add(*flags, default="", help=argparse.SUPPRESS)
-    for flag in ("--localpy", "--alma9"):
-        add(flag, action="store_true", help=argparse.SUPPRESS)
+    add("--localpy", action="store_true", help="leave out ALRB and the Pythons of CVMFS")
+    hidden = (
+        "-r",
+        "-s",
+        "--pandaenvtag",
+        "--pilotversion",
+        "--pythonversion",
+        "--piloturl",
+        "--pilotsha256",
+        "--scratch",
+    )
+    for flag in hidden:
+        add(flag, default="", help=argparse.SUPPRESS)
+    add("--alma9", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 

@@ -19,7 +19,10 @@ _PRIVATE = re.compile(r"PASS|SECRET|TOKEN$|TOKEN_VALUE|KEY$|CREDENTIAL|PROXYCONT
 #: Variables that name files, perhaps relative to where we were started.
 _FILES = ("PANDA_AUTH_TOKEN", "OIDC_AUTH_TOKEN", "PANDA_AUTH_TOKEN_KEY", "X509_USER_PROXY")
 #: What a shell does with a set-up file: its output is for people, the environment after it is for us.
-_SOURCE = 'strict=$1; file=$2; shift 2; . "$file" "$@" >&2 || [ -z "$strict" ] || exit 1; exec env -0'
+_SOURCE = (
+    'strict=$1; before=$2; file=$3; shift 3; [ -z "$before" ] || . "$before" --quiet >&2; '
+    '. "$file" "$@" >&2 || [ -z "$strict" ] || exit 1; exec env -0'
+)
 
 
 class SetupError(Exception):
@@ -27,7 +30,7 @@ class SetupError(Exception):
 
 
 def after_sourcing(
-    path: str, arguments: Sequence[str], environ: Mapping[str, str], *, strict: bool = True
+    path: str, arguments: Sequence[str], environ: Mapping[str, str], *, strict: bool = True, before: str = ""
 ) -> dict[str, str]:
     """The environment after a shell has sourced a file.
 
@@ -37,11 +40,12 @@ def after_sourcing(
         environ: before.
         strict: the status of its last command counts. Pilot 3's wrapper does not look at it, and many a site's file
             ends with a test.
+        before: a file that makes functions which this one may use, such as `lsetup` of ALRB.
 
     Raises:
         SetupError: it is not there, failed, left the shell, or took too long.
     """
-    command = ["/bin/bash", "-c", _SOURCE, "setup", "strict" if strict else "", path, *arguments]
+    command = ["/bin/bash", "-c", _SOURCE, "setup", "strict" if strict else "", before, path, *arguments]
     try:
         done = subprocess.run(command, env=dict(environ), stdout=subprocess.PIPE, timeout=_PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -54,10 +58,36 @@ def after_sourcing(
     return {name: value for name, mark, value in rows if mark and name not in ("_", "SHLVL")}
 
 
-def site_files(environ: Mapping[str, str], cvmfs: str, site: str) -> list[tuple[str, list[str]]]:
+def atlas_variables(environ: Mapping[str, str], cvmfs: str, tag: str) -> dict[str, str]:
+    """What a site's files and ALRB expect, as Pilot 3's wrapper exports it; nothing where ATLAS' software is not.
+
+    Args:
+        environ: what it has counts more.
+        cvmfs: where CVMFS is.
+        tag: type of the pilot; `RC` and `ALRB` try new versions of tools.
+    """
+    top = f"{cvmfs}/atlas.cern.ch/repo"
+    if not os.path.isdir(top):
+        return {}
+    found = {
+        "VO_ATLAS_SW_DIR": f"{top}/sw",
+        "ATLAS_LOCAL_ROOT_BASE": f"{top}/ATLASLocalRootBase",
+        "ALRB_noGridMW": "NO",
+    }
+    trial = {"RC": {"ALRB_rucioVersion": "testing"}, "ALRB": {"ALRB_adcTesting": "YES"}}.get(tag, {})
+    given = {name: environ[name] for name in found if environ.get(name)}
+    return {**found, **given, "ALRB_userMenuFmtSkip": "YES", "ALRB_LOCAL_PY3": "YES", **trial}
+
+
+def site_files(environ: Mapping[str, str], queue: str, tag: str) -> list[tuple[str, list[str]]]:
     """Set-up files of ATLAS sites that are there, with their arguments (PILOT3 9.1)."""
-    software = environ.get("VO_ATLAS_SW_DIR") or f"{cvmfs}/atlas.cern.ch/repo/sw"
-    files = [(f"{software}/local/setup.sh", ["-s", site, "-p", "python3"])]
+    software, alrb = (
+        environ.get("VO_ATLAS_SW_DIR", "/nonexistent"),
+        environ.get("ATLAS_LOCAL_ROOT_BASE", "/nonexistent"),
+    )
+    files = [(f"{software}/local/setup.sh", ["-s", queue, "-p", "python3"])]
+    if tag == "RC":
+        files.insert(0, (f"{alrb}/etc/ADCPilotTesting.sh", []))
     if environ.get("ALRB_noGridMW") == "YES" and environ.get("OSG_GRID"):
         files.append((f"{environ['OSG_GRID']}/setup.sh", []))
     return [(path, arguments) for path, arguments in files if os.path.isfile(path)]

@@ -28,7 +28,15 @@ from pilot.slotend import slurm_end
 from pilot.version import __version__
 from pilot.wrap.factory import Factory
 from pilot.wrap.options import WrapOptions
-from pilot.wrap.setup import SetupError, after_sourcing, queue_variables, shown, site_files, with_whole_paths
+from pilot.wrap.setup import (
+    SetupError,
+    after_sourcing,
+    atlas_variables,
+    queue_variables,
+    shown,
+    site_files,
+    with_whole_paths,
+)
 from pilot.wrap.supervise import StoppedError, Supervisor, put
 
 #: What Harvester makes of our exit status: a fault of the wrapper, a stuck pilot, missing software.
@@ -46,6 +54,8 @@ _KEPT = (
     *("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE", "SLURM_STEP_TASKS_PER_NODE"),
     *("MACHINEFEATURES", "JOBFEATURES", *BATCH_SYSTEMS),
 )
+#: Those of them that name a file which the pilot reads.
+_KEPT_FILES = ("_CONDOR_JOB_AD", "_CONDOR_MACHINE_AD", "CONDOR_MACHINE_AD", "_CONDOR_CHIRP_CONFIG", "SLURM_CONF")
 #: Pandaids that are told at the end.
 _IDS = 30
 
@@ -54,8 +64,6 @@ class Wrapper:
     """Runs a pilot.
 
     Args:
-#: Those of them that name a file which the pilot reads.
-_KEPT_FILES = ("_CONDOR_JOB_AD", "_CONDOR_MACHINE_AD", "CONDOR_MACHINE_AD", "_CONDOR_CHIRP_CONFIG", "SLURM_CONF")
         options: what it was told.
         environ: the node's environment.
         program: the command that starts the pilot.
@@ -63,7 +71,7 @@ _KEPT_FILES = ("_CONDOR_JOB_AD", "_CONDOR_MACHINE_AD", "CONDOR_MACHINE_AD", "_CO
 
     def __init__(self, options: WrapOptions, environ: Mapping[str, str], program: Sequence[str]) -> None:
         self._options = options
-        self._environ = dict(environ)
+        self._environ = {**environ, "ATLAS_SW_BASE": options.cvmfs}
         self._program = list(program)
         self._launch_dir = Path.cwd()
         self._started = time.monotonic()
@@ -162,11 +170,13 @@ _KEPT_FILES = ("_CONDOR_JOB_AD", "_CONDOR_MACHINE_AD", "CONDOR_MACHINE_AD", "_CO
         binds = [f"--bind={cvmfs}:/cvmfs"] if os.path.isdir(cvmfs) else []
         binds += [f"--bind={path}" for path in places]
         command = [runtime, "exec", *shlex.split(queue.container_options), *binds, "--cleanenv", f"--pwd={workdir}"]
-        inner = [*self._options.words, "--mute", f"--scratch={workdir}"]
+        inner = [*self._options.words, "--mute", f"--scratch={workdir}", "--cvmfsbase", "/cvmfs"]
         if script := self._environ.get("PILOT_WRAPPER"):  # finds a Python of the image
             program = ["/bin/bash", script, *inner, "--piloturl", "local"]
         else:
             program = ["python3", *self._program[1:], "wrap", *inner]
+        for end in slurm_end(self._environ):  # there is no `squeue` inside
+            self._environ["SLURM_JOB_END_TIME"] = f"{end.time:.0f}"
         kept = {f"APPTAINERENV_{name}": self._environ[name] for name in _KEPT if name in self._environ}
         self._say(f"the queue wants a container around the pilot: {image}")
         return self._supervisor.run([*command, image, *program], {**self._environ, **kept}, workdir)
@@ -175,19 +185,25 @@ _KEPT_FILES = ("_CONDOR_JOB_AD", "_CONDOR_MACHINE_AD", "CONDOR_MACHINE_AD", "_CO
         if queue:
             self._environ |= queue_variables(queue.environ, self._environ)
         if experiment == "atlas" and not self._options.container:
-        for end in slurm_end(self._environ):  # there is no `squeue` inside
-            self._environ["SLURM_JOB_END_TIME"] = f"{end.time:.0f}"
-            for path, arguments in site_files(self._environ, self._options.cvmfs, self._options.site):
-                self._source(path, arguments, needed=False)
+            options = self._options
+            self._environ |= atlas_variables(self._environ, options.cvmfs, options.version_tag)
+            for path, arguments in site_files(self._environ, options.queue, options.version_tag):
+                self._source(path, arguments, needed=False, before=self._alrb() if arguments else "")
         for path in self._options.setup:
             self._source(path, [], needed=True)
         if self._options.shoal:
             self._ask_shoal()
 
-    def _source(self, path: str, arguments: list[str], *, needed: bool) -> None:
+    def _alrb(self) -> str:
+        """The file that makes ALRB's functions, empty if they are not wanted or not there."""
+        path = f"{self._environ.get('ATLAS_LOCAL_ROOT_BASE')}/user/atlasLocalSetup.sh"
+        unwanted = self._options.localpy or self._environ.get("ATLAS_LOCAL_PYTHON") == "true"
+        return path if not unwanted and os.path.isfile(path) else ""
+
+    def _source(self, path: str, arguments: list[str], *, needed: bool, before: str = "") -> None:
         self._say(f"sourcing {shlex.join([path, *arguments])}")
         try:
-            self._environ = after_sourcing(path, arguments, self._environ, strict=needed)
+            self._environ = after_sourcing(path, arguments, self._environ, strict=needed, before=before)
         except SetupError as error:
             if needed:
                 raise
@@ -220,9 +236,7 @@ _KEPT_FILES = ("_CONDOR_JOB_AD", "_CONDOR_MACHINE_AD", "CONDOR_MACHINE_AD", "_CO
 
     def _run_pilot(self, settings: Settings, workdir: Path) -> int:
         words = list(self._options.pilot)
-        if self._options.workflow == "OneToMany" and not settings.workdir:
-            words += ["-a", str(workdir)]
-        top = workdir / settings.workdir if settings.workdir or "-a" in words else None
+        top = workdir / settings.workdir if settings.workdir else None
 
         def log(pid: int) -> Path:
             """Where the pilot writes by now: with a work directory it makes one of its own there."""
