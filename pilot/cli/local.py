@@ -68,6 +68,7 @@ def _run_job(args: argparse.Namespace) -> int:
         args.parser.error(f"--result: {args.result.absolute().parent} is no directory that can be written to")
     if args.result and args.result.is_dir():
         args.parser.error(f"--result: {args.result} is a directory")
+    _check_sinks(args)
     terminal = Terminal(sys.stderr, quiet=args.quiet)
     local = LocalRun(
         job_file=args.job,
@@ -87,9 +88,25 @@ def _run_job(args: argparse.Namespace) -> int:
     if not args.quiet:
         for done in outcome.stored():
             terminal.line(f"  {done.file.kind.value:<6} {done.url} ({size(done.size)})")
+        if lost := outcome.metrics.get("logLinesLost"):
+            terminal.line(f"  {lost} lines of the live log were lost")
         if args.keep and local.main_dir.name:
             terminal.line(f"  kept   {local.main_dir}")
     return outcome.error.code.exit_code if outcome.error else int(not written)
+
+
+def _check_sinks(args: argparse.Namespace) -> None:
+    """On a node a job goes on without its live log; here somebody can mend what is wrong."""
+    if not args.realtime_logging_server:
+        return
+    from pilot.errors import PilotError
+    from pilot.logship.choose import make_sinks, parse
+    from pilot.logship.sink import SinkContext
+
+    try:
+        make_sinks(parse(args.realtime_logging_server), SinkContext())
+    except PilotError as error:
+        args.parser.error(f"--realtime-logging-server: {error.detail}")
 
 
 def _write_result(path: Path, result: dict[str, object], terminal: Terminal) -> bool:

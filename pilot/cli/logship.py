@@ -57,10 +57,12 @@ def run(args: argparse.Namespace) -> int:
 
     from pilot.errors import PilotError
 
+    if not args.server.strip(", "):
+        args.parser.error("--server: which sinks?")
     try:
         return asyncio.run(_main(args, os.environ))
     except PilotError as error:
-        print(f"pilot logship: {error}", file=sys.stderr)
+        print(f"pilot logship: {error.detail}", file=sys.stderr)
         return 2
 
 
@@ -112,9 +114,9 @@ def _make_ship(args: argparse.Namespace, environ: Mapping[str, str], masker: Mas
         queue=args.queue or environ.get("computingSite", ""),
     )
     ship = WorkerShip(origin, Path.cwd(), masker, make_sinks(parse(args.server), context), spool, rate=args.rate)
+    ship.enter("worker")
     for path in args.files:
         ship.follow(path.absolute())
-    ship.enter("worker")
     return ship
 
 

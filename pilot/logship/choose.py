@@ -90,7 +90,7 @@ def make_sinks(
             find(choice.name)(replace(context, url=choice.url, options={**context.options, **choice.options}))
             for choice in choices
         ]
-    except SinkError as error:
+    except (SinkError, ValueError) as error:  # ValueError: of urllib.parse, for a port that is none
         raise PilotError(Code.BADQUEUECONFIGURATION, str(error)) from error
 
 

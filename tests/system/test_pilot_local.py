@@ -311,6 +311,9 @@ def test_the_log_can_be_read_at_several_places_while_the_job_runs(local: Local) 
     assert pilot.wait() == 0
     assert '"over"' in first.read_text()
     assert first.read_text() == second.read_text()
+    wrong = local.start(text, "--realtime-logging-server", "nosuch")
+    assert wrong.wait() == 2
+    assert "nosuch" in wrong.text
 
 
 def test_quiet_says_nothing_unless_the_job_fails(local: Local) -> None:

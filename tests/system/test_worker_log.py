@@ -79,7 +79,7 @@ def test_lines_know_their_job_and_a_failure_is_one_record(tmp_path, cache):
     found = records(tmp_path)
     assert [record["PandaJobID"] for record in found] == ["", *["4711"] * 5, ""]
     assert {record["jobName"] for record in found[1:6]} == {"lsst_r_1.2_3"}
-    assert found[1]["TaskID"] == "99"
+    assert (found[1]["TaskID"], found[0]["phase"]) == ("99", "worker")
     assert [record["severity"] for record in found] == ["INFO", "INFO", "WARNING", "ERROR", "ERROR", "INFO", "INFO"]
     assert found[3]["message"].endswith("(last lines):\n  File x, line 3\nValueError: bad")
     assert found[6]["message"].endswith("password is ***")
@@ -112,7 +112,12 @@ def test_an_upload_that_fails_is_told(tmp_path):
     assert "worker.log is not uploaded" in said
 
 
-def test_a_sink_that_is_not_there_is_an_error_at_once(tmp_path):
-    code, said = end(start(tmp_path, "--server", "nosuch;http://localhost:1"))
+@pytest.mark.parametrize(
+    ("server", "told"),
+    [("nosuch;http://localhost:1", "nosuch"), ("fluentd;tcp://localhost:nosuch", "nosuch"), ("", "which sinks?")],
+)
+def test_a_sink_that_is_not_there_is_an_error_at_once(tmp_path, server, told):
+    code, said = end(start(tmp_path, f"--server={server}"))
     assert code == 2
-    assert "nosuch" in said
+    assert told in said
+    assert "Traceback" not in said
