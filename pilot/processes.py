@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
+import math
 import os
 import resource
 import signal
@@ -31,8 +32,11 @@ PR_SET_CHILD_SUBREAPER = 36
 #: own handler for its faults would never be called.
 FAULTS = (signal.SIGSEGV, signal.SIGBUS)
 
-#: Place of `num_threads` among the fields that `_stat` gives, the 20th of proc(5).
-_NUM_THREADS = 17
+#: Places of `num_threads` and `starttime` among the fields that `_stat` gives, the 20th and 22nd of proc(5).
+_NUM_THREADS, _START_TIME = 17, 19
+
+#: Seconds that a process's start is known to.
+TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 #: False on kernels built without CONFIG_PROC_CHILDREN.
 _HAS_CHILDREN_FILE = Path(f"/proc/self/task/{os.getpid()}/children").exists()
@@ -222,6 +226,12 @@ def is_zombie(pid: int) -> bool:
     """
     fields = _stat(pid)
     return not fields or (fields[0] in (b"Z", b"X") and int(fields[_NUM_THREADS]) <= 1)
+
+
+def began(pid: int) -> float:
+    """When a process began, seconds since boot in steps of `TICK`; infinite if there is none."""
+    fields = _stat(pid)
+    return int(fields[_START_TIME]) * TICK if fields else math.inf
 
 
 def _stat(pid: int) -> list[bytes]:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from pilot.errors import Code, PilotError
 from pilot.left import open_left
 from pilot.payload.container import Container
-from pilot.processes import Processes, Spent, descendants, is_zombie, send, wait_exit
+from pilot.processes import TICK, Processes, Spent, began, descendants, is_zombie, send, wait_exit
 from pilot.stop import Deadline
 
 logger = logging.getLogger(__name__)
@@ -193,11 +193,16 @@ class PayloadProcess:
             await self._go(signal.SIGKILL, Deadline(max(1.0, deadline.remaining)))
 
     async def _go(self, signum: signal.Signals, patience: Deadline) -> bool:
-        """Signal all members, again if new ones appear, until none is left. False if some are when patience ends."""
+        """Signal all members, until none is left. False if some are when patience ends.
+
+        Those that begin after SIGTERM are of a payload that saves what it has, and are left to it.
+        """
         told: set[int] = set()
+        since = time.clock_gettime(time.CLOCK_BOOTTIME) - TICK
         tidy = Deadline(min(_TIDY, patience.remaining / 2))  # for what runs a container, to take away what it made
         while members := self.members():
-            new = [pid for pid in members if pid not in told] if signum != signal.SIGKILL else members
+            again = signum == signal.SIGKILL
+            new = [pid for pid in members if again or not told or (pid not in told and began(pid) < since)]
             if self.container and not told:
                 await self.container.signal(signum)
             send(new if signum == signal.SIGKILL and tidy.expired else self._receivers(new, members), signum)

@@ -95,6 +95,21 @@ def test_stop_lets_an_obedient_payload_end_itself(tmp_path, processes):
     assert took < 10
 
 
+def test_what_a_payload_starts_to_save_its_work_is_left_to_it(tmp_path, processes):
+    text = "trap 'sleep 0.3 && sleep 0.3 && echo saved; exit 7' TERM; echo up; sleep 60; echo woken"
+
+    async def main():
+        payload = start(text, tmp_path, processes)
+        waiting = asyncio.create_task(payload.wait())
+        while len(payload.members()) < 2:
+            await asyncio.sleep(0.01)
+        await payload.stop(Deadline(20))
+        return await waiting
+
+    assert asyncio.run(main()).exit_code == 7
+    assert "saved" in tail(tmp_path / "payload.stdout")
+
+
 def test_stop_kills_what_ignores_it_and_wakes_what_sleeps_stopped(tmp_path, processes):
     text = (
         "trap '' TERM; (trap '' TERM; sleep 60) & setsid sleep 61 & "
