@@ -25,7 +25,7 @@ ENTRY_LIMIT = 250_000
 #: Bytes of the message in an entry that was cut, and of each other text in it.
 _CUT_MESSAGE, _CUT_FIELD = 200_000, 1000
 _SCOPE = "https://www.googleapis.com/auth/logging.write"
-#: Fields that are the same in all records of a job, under the names of their labels.
+#: Fields that are the same in all records of a job, under the names of their labels. A worker's log has several jobs.
 _JOB_LABELS = {
     "queue": "queue",
     "host": "host",
@@ -143,6 +143,8 @@ class GoogleCloudLogging(LogSink):
         for record in batch:
             entry = message.entries.add()
             self._fill(entry, record, numbers)
+            if record.fields.get("PandaJobID") != first.get("PandaJobID"):
+                entry.labels.update({label: str(record.fields.get(key, "")) for label, key in _JOB_LABELS.items()})
             if entry.ByteSize() > ENTRY_LIMIT:
                 _cut(entry)
         return request

@@ -65,6 +65,16 @@ def test_an_entry_has_severity_labels_resource_and_the_whole_record(server):
     assert (third["jsonPayload"]["message"], third["jsonPayload"]["deep"]) == ("ü", {"a": [1, True, None]})
 
 
+def test_lines_of_several_jobs_in_a_batch_have_the_labels_of_their_own(server):
+    made = sink(server.port)
+    own = ({"PandaJobID": number, "queue": "Q"} for number in ("1", "2", ""))
+    made.send(
+        [make_record(each, source="w.log", number=1, sequence=n, phase="", text="x") for n, each in enumerate(own)]
+    )
+    made.close()
+    assert [entry["labels"].get("panda_job_id") for entry in server.entries] == ["1", "2", ""]
+
+
 def test_nothing_but_our_entries_is_written_and_a_batch_that_comes_twice_is_kept_once(server):
     made = sink(server.port)
     batch = records("one", "two")
