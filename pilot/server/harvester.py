@@ -166,8 +166,7 @@ class HarvesterServer:
         access = self._exchange.access
         if not access:
             return
-        with _warned():
-            await in_thread(partial((access / REQUEST).unlink, missing_ok=True))
+        await in_thread(self._withdraw)
         for path, job in await in_thread(self._left):
             self._homes[_job_id(job)] = path.parent
             with _warned():
@@ -185,6 +184,7 @@ class HarvesterServer:
             by_id = {str(_job_id(job)): job for job in jobs}
             _write(self._exchange.copies / "job_definition.json", by_id, mode=0o600)
             if self._strike_out(path, jobs[0], jobs[1:]):
+                self._withdraw()
                 self._clear(path.parent)
                 return jobs[0], path.parent
         return None
@@ -218,6 +218,12 @@ class HarvesterServer:
         """Jobs that were not begun. What is left of a file with several is for another pilot."""
         files = [(path, self._fresh(path)) for path in self._files() if path not in self._shared]
         return [(path, jobs[0]) for path, jobs in files if len(jobs) == 1]
+
+    def _withdraw(self) -> None:
+        """Harvester must not give another job now, if we have asked again while it gave this one."""
+        if self._exchange.access and self._asked:
+            with _warned():
+                (self._exchange.access / REQUEST).unlink(missing_ok=True)
 
     def _clear(self, home: Path) -> None:
         """Harvester must not take what the job before has reported there for a report of this one."""

@@ -259,9 +259,13 @@ def test_a_job_is_taken_when_harvester_has_written_all_of_it(tmp_path):
         assert asyncio.run(server.acquire(request)) == []
         assert file.read_text() == part
     (tmp_path / "jobReport.json").write_text("{}")  # of the job before
-    (tmp_path / "worker_requestjob.json").unlink()
-    assert asyncio.run(server.acquire(request)) == [{"PandaID": "5", "jobPars": "x"}]
+    assert asyncio.run(server.acquire(request)) == [{"PandaID": "5", "jobPars": "x"}]  # nothing new for a whole look
     assert not (tmp_path / "jobReport.json").exists()
+    assert not (tmp_path / "worker_requestjob.json").exists()
+    assert asyncio.run(server.acquire(request)) == []
+    file.write_text("PandaID=6")
+    (tmp_path / "worker_requestjob.json").unlink()
+    assert asyncio.run(server.acquire(request)) == [{"PandaID": "6"}]
 
 
 def test_names_of_the_files_may_be_given(grid, messenger):
