@@ -51,6 +51,7 @@ class Feed:
         self._in_trouble = False
         self._wish = 0.0
         self._waiting = 0
+        self._call: asyncio.Future[None] | None = None
 
     @property
     def lost(self) -> int:
@@ -125,19 +126,27 @@ class Feed:
             pass
 
     async def _send(self, batch: list[Record]) -> bool:
-        """Hand a batch to the sink. True if it is done with: taken, or refused for good."""
+        """Hand a batch to the sink. True if it is done with: taken, or refused for good.
+
+        A call that has not come back is waited for at the next try: sinks have one at a time.
+        """
         self._wish = 0.0
         limit = min(self.sink.context.timeout + 1, max(0.1, self._deadline.remaining))
+        if self._call is None:
+            self._call = asyncio.ensure_future(in_thread(self.sink.send, batch))
+            self._call.add_done_callback(lambda call: call.cancelled() or call.exception())  # perhaps nobody asks
+        if not (await asyncio.wait({self._call}, timeout=limit))[0]:
+            self._complain(f"no answer in {limit:.0f} s")
+            return False
+        call, self._call = self._call, None
         try:
-            await asyncio.wait_for(in_thread(self.sink.send, batch), limit)
+            call.result()
         except SinkError as error:
             if not error.retry:
                 self._refuse(batch, error)
                 return True
             self._wish = min(error.after, _LONGEST_WISH)
             self._complain(str(error))
-        except TimeoutError:
-            self._complain(f"no answer in {limit:.0f} s")
         except Exception as error:  # the door of the client libraries: whatever they raise, the job goes on
             self._complain(f"{type(error).__name__}: {error}")
         else:

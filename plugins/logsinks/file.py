@@ -21,16 +21,18 @@ class FileSink(LogSink):
     def __init__(self, context: SinkContext) -> None:
         super().__init__(context)
         self._fd: int | None = None
+        self._written = 0
 
     def send(self, batch: Sequence[Record]) -> None:
         """Write all lines with as few calls as the kernel allows."""
         data = "".join(f"{record.to_json()}\n" for record in batch).encode("ascii")
         try:
             fd = self._open()
-            while data:
-                data = data[os.write(fd, data) :]
+            while self._written < len(data):  # of one that is sent again, what the disk had no room for
+                self._written += os.write(fd, memoryview(data)[self._written :])
         except OSError as error:
             raise SinkError(f"{self.context.url}: {error.strerror}") from error
+        self._written = 0
 
     def close(self) -> None:
         """Close the file; stdout stays open."""

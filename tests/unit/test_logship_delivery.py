@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import time
+from errno import ENOSPC
 
 import pytest
 
@@ -319,6 +321,39 @@ def test_less_time_at_the_end_is_less_time_and_no_line_is_sent_twice(tmp_path):
     asyncio.run(main())
     assert texts(sinks[1]) == [str(number) for number in range(800)]
     assert 800 - len(sinks[0].got) <= log.losses()["memory"] < 800  # of what is under way nobody knows
+
+
+def test_a_sink_that_answers_late_is_not_called_again_before(tmp_path):
+    sink = Memory(delay=1.6, max_records=10)
+    sink.context = SinkContext(timeout=0.1)
+    log = ship(tmp_path, sink)
+    path = tmp_path / "log"
+    path.write_text("line\n" * 10)
+    log.follow(path)
+
+    async def write():
+        await asyncio.sleep(1.5)
+
+    asyncio.run(run(log, write))
+    assert (sink.calls, len(sink.got), log.losses()) == (1, 10, {})
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_batch_leaves_no_torn_line(tmp_path, monkeypatch):
+    sink = FileSink(SinkContext(url=str(tmp_path / "out.jsonl")))
+    batch = [make_record({}, source="s", number=1, sequence=n, phase="", text=f"{n}") for n in (1, 2)]
+    write, room = os.write, iter([100])
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda fd, data: write(fd, data[: next(room, None) or fail(ENOSPC)]))
+        with pytest.raises(SinkError, match="No space"):
+            sink.send(batch)
+    sink.send(batch)
+    sink.send(batch[:1])
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == [1, 2, 1]
+
+
+def fail(number):
+    raise OSError(number, os.strerror(number))
 
 
 def test_more_than_the_rate_is_kept_back_and_counted(tmp_path):
