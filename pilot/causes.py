@@ -92,9 +92,9 @@ CAUSES: Mapping[Code, Cause] = MappingProxyType({
         "There is no valid grid proxy.",
         "Renew the proxy, or give it with `--cacert` or X509_USER_PROXY; `pilot doctor` shows its life."),
     Code.MISSINGOUTPUTFILE: Cause(_U,
-        "The payload ended well but left no file of that name.",
+        "The payload ended well but left no file of that name; or, in a container, a link out of the job directory.",
         "Compare the names in the job's parameters with those in outFiles; allowNoOutput lists files that may be "
-        "missing."),
+        "missing. Copy what is elsewhere into the job directory."),
     Code.SIZETOOLARGE: Cause(_U,
         "The inputs together are larger than the queue allows.",
         "Give the job fewer inputs, or raise maxwdir of the queue."),
