@@ -9,11 +9,12 @@ from pilot.batch import BatchFacts
 from pilot.cgroup import Group
 from pilot.classad import ClassAd
 from pilot.nodechecks import space_limit
+from pilot.slurm import slurm_memory
 
 #: Files by which container runtimes mark a container.
 _MARKS = {"run/.containerenv": "podman", ".dockerenv": "docker", ".singularity.d": "apptainer"}
 
-#: What HTCondor gave to the slot.
+#: What HTCondor gave to the slot; `Memory` is in MB.
 _SLOT = ("Cpus", "Memory", "Disk", "GPUs")
 
 _HYPERVISOR = "hypervisor"
@@ -38,7 +39,9 @@ def _facts(environ: Mapping[str, str], batch: BatchFacts, group: Group, root: Pa
     yield batch.system, batch.job_id
     ad = ClassAd.of_machine(environ)
     given = ((name, ad.number(name)) for name in _SLOT)
-    yield "slot", " ".join(f"{name}={value:g}" for name, value in given if value is not None)
+    told = [f"{name}={value:g}" for name, value in given if value is not None]
+    megabytes = slurm_memory(environ)
+    yield "slot", " ".join(told or ([f"Memory={megabytes}"] if megabytes else []))
     yield "site", batch.glidein_site
     yield "submitted by", batch.schedd
     space = space_limit(environ)

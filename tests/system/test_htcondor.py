@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -164,6 +165,7 @@ def a_job_runs_and_is_seen_in_the_queue_of_the_pool(site: Site) -> None:
     assert job.fields["source_site"].startswith("pilot@")
     assert slot.ad("ExitCode")["ExitCode"] == 0
     slot.says(f"pandaids: {job_id}")
+    assert re.search(r"; slot Cpus=1 Memory=\d+ Disk=", slot.log)
     assert (
         f"grace after a stop signal: {VACATE * 5 // 6} s (MachineMaxVacateTime of HTCondor is {VACATE} s)" in slot.log
     )

@@ -213,7 +213,8 @@ def test_a_payload_that_takes_all_memory_is_reported(grid, start):
 
     assert pod.wait() == 0, pod.log
     job = grid.job_of(job_id)
-    assert (job.state, job.code) == ("failed", 1212), job.diag
+    assert (job.state, job.code) in (("failed", 1212), ("failed", 1235)), job.diag  # the kernel or the look is first
+    assert "204800 kB" in job.diag
 
 
 @pytest.mark.slow

@@ -230,6 +230,7 @@ def a_payload_that_outgrows_its_step_is_ended_before_slurm_kills_it_with_its_pil
     )
     assert site.ended(ids[1]).state == "finished"
     assert slot.ended() == "COMPLETED"
+    assert "; slot Memory=300" in slot.log
 
 
 @scenario
