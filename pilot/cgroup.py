@@ -259,6 +259,10 @@ class Nest:
         if self._pilots is None:
             return
         own = self._pilots.parent
+        beside = [path for path in own.iterdir() if path != self._pilots]
+        if any("populated 1" in _read(path / "cgroup.events") for path in beside):  # they need their controllers
+            logger.info("control group %s stays: another pilot has groups beside it", self._pilots)
+            return
         enabled = _read(own / "cgroup.subtree_control").split()
         _write(own / "cgroup.subtree_control", " ".join(f"-{name}" for name in enabled))
         _move(self._pilots, own)

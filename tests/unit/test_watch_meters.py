@@ -237,6 +237,15 @@ class TestGroups:
         assert Nest("auto", tmp_path).make("payload") is None
         assert [path.name for path in folder.iterdir() if path.is_dir()] == []
 
+    @pytest.mark.parametrize(("beside", "left"), [("populated 1\n", "memory pids"), ("populated 0\n", "-memory -pids")])
+    def test_a_pilot_that_ends_takes_no_controllers_from_one_beside_it(self, tmp_path, beside, left):
+        own = fake(tmp_path / "own", cgroup__subtree_control="memory pids", cgroup__procs="")
+        fake(own / "payload-1-1-abc", cgroup__events=beside)
+        nest = Nest("off", tmp_path)
+        nest._pilots = fake(own / "pilot-1", cgroup__procs="")
+        nest.close()
+        assert (own / "cgroup.subtree_control").read_text() == left
+
     def test_a_place_that_is_no_group_is_no_reason_to_fail(self, tmp_path, caplog):
         assert Nest(str(tmp_path / "nothing")).make("payload") is None
         assert "is no control group that we may use" in caplog.text
