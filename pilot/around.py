@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pilot.bench import Bench
-from pilot.errors import Code, PilotError
+from pilot.errors import Code, Fault, PilotError
 from pilot.experiment import Service
-from pilot.hooks import Hooks, JobHooks
+from pilot.hooks import DEFAULT_CODES, Hooks, JobHooks
 from pilot.job import File, Job
 from pilot.option import words
 from pilot.outcome import Outcome
@@ -127,6 +127,10 @@ class Around:
             return
         try:
             await hooks.run(phase, _masked(self._description(), self._bench.masker.mask), stop)
+        except PilotError as error:
+            if self._outcome.error is None and error.code in DEFAULT_CODES:  # of a payload the user's fault, here not
+                self._outcome.fault = Fault.SITE
+            raise
         finally:
             self.variables |= hooks.environment
             self._outcome.metrics |= hooks.metrics

@@ -36,6 +36,9 @@ PHASES = (
 #: Phases whose failure is one of preparing a job; of the others it is one of what follows its payload.
 _PREPARING = PHASES[: PHASES.index("post-payload")]
 
+#: What a hook fails with that names no code: before the end of the payload, and after it.
+DEFAULT_CODES = (Code.SETUPFAILURE, Code.POSTPROCESSFAILURE)
+
 #: Bytes at the end of each output of a hook that are read.
 _OUTPUT = 64 << 10
 
@@ -168,6 +171,8 @@ def find_hooks(directory: str, phase: str) -> list[Path]:
     if not directory:
         return []
     top = Path(directory).absolute()
+    if phase == PHASES[0] and not top.is_dir():
+        logger.warning("there are no hooks: %s is no directory", top)
     folder = top / f"{phase}.d"
     try:
         names = [] if not folder.is_dir() else sorted(folder.iterdir(), key=lambda path: path.name)
@@ -204,7 +209,7 @@ def _problem(path: Path) -> str:
 
 def _failure(phase: str, path: Path, text: str, code: Any = 0) -> PilotError:
     """A hook may choose the code among those of the table."""
-    default = Code.SETUPFAILURE if phase in _PREPARING else Code.POSTPROCESSFAILURE
+    default = DEFAULT_CODES[phase not in _PREPARING]
     chosen = next((known for known in Code if known == code), default)
     return PilotError(chosen, f"hook {path.name} of {phase}: {text}")
 

@@ -170,6 +170,7 @@ def a_hook_that_fails_fails_the_job_and_the_last_one_hears_of_it(top: Path) -> N
     place = hooks(top, pre_payload="echo the scratch is broken >&2; exit 4", end="cat > end.json")
     done = ran(watched(top / "x", "touch ran", queue={"params": {"pilot_hooks": str(place)}}), 1110)
     assert done.diag == "Failed during payload setup: hook 10-it of pre-payload: exit status 4: the scratch is broken"
+    assert "fault=site" in done.report["job_metrics"]  # of a payload 1110 is the user's
     assert "ran" not in done.files
     assert json.loads(done.files["end.json"])["error_code"] == 1110
 

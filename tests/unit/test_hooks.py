@@ -166,8 +166,9 @@ def test_files_that_others_could_have_written_are_not_run(place, caplog):
     assert find_hooks(str(place / "hooks"), "pre-stagein") == []
 
 
-def test_no_directory_means_no_hooks(tmp_path):
+def test_no_directory_means_no_hooks(tmp_path, caplog):
     assert [find_hooks(where, phase) for phase in PHASES for where in ("", str(tmp_path / "none"))] == [[]] * 16
+    assert caplog.text.count("there are no hooks: ") == 1
 
 
 def test_one_without_its_interpreter_is_told(place, processes):
