@@ -63,6 +63,8 @@ def live_log(
     ship = LogShip(_origin(job, batch, queue), workdir, masks, sinks, spool, rate=settings.realtime_rate)
     for name in log_files(settings, queue, *tailed(job)):
         ship.follow(workdir / name)
+    if job.is_analysis:  # their transformations keep the user's own output there
+        ship.follow_matching(workdir / "workDir" / "tmp.stdout.*")
     return ship
 
 

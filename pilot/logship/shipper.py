@@ -16,7 +16,7 @@ from pilot.logship.feed import SPOOL_LIMIT, Feed
 from pilot.logship.notice import Notice
 from pilot.logship.record import Origin, Record, RecordMaker
 from pilot.logship.sink import LogSink
-from pilot.logship.tail import Line, Mask, Tail
+from pilot.logship.tail import Line, Mask, Search, Tail
 from pilot.stop import Deadline
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class LogShip:
         self._masker = masker
         self._feeds = [Feed(sink, spool / f"{number}-{sink.name}", spool_limit) for number, sink in enumerate(sinks)]
         self._tails: dict[str, Tail] = {}
+        self._searches: list[Search] = []
         self._makers: dict[str, RecordMaker] = {}
         self._sequences: dict[str, int] = {}
         self._made: list[Record] = []
@@ -103,6 +104,10 @@ class LogShip:
         if inside:
             self.follow(self._top / name)
         return inside
+
+    def follow_matching(self, pattern: Path) -> None:
+        """Follow the files that this stands for, `*` in the name, as they come."""
+        self._searches.append(Search(pattern))
 
     def enter(self, phase: str) -> None:
         """The job enters a phase; what was written by now belongs to the one before."""
@@ -137,12 +142,13 @@ class LogShip:
             logger.info("log sink %s: %d lines sent, %d lost", feed.sink.name, feed.sent, feed.lost)
 
     def _read_the_rest(self) -> None:
+        self._look()
         for name, tail in self._tails.items():
             while lines := tail.read():
                 self._ship(name, lines)
                 self._hand_over()
             self._ship(name, tail.finish(), last=True)
-        self._tails.clear()  # who enters a further phase would read them anew
+        self._tails, self._searches = {}, []  # who enters a further phase would read them anew
         self._hand_over()
         self._told_at = 0.0
         self._tell_losses()
@@ -180,7 +186,7 @@ class LogShip:
         assert self._notice  # noqa: S101 - told to mypy
         self._notice.clear()
         try:
-            self._notice.watch(tail.path for tail in self._tails.values())
+            self._notice.watch([tail.path for tail in self._tails.values()] + [each.pattern for each in self._searches])
         except OSError as error:
             logger.debug("log files are looked at each %.1f s: %s", _QUIET, error)
             self._stop_notice()
@@ -195,6 +201,9 @@ class LogShip:
 
     def _look(self) -> int:
         """Ship what is new; how many lines it was."""
+        for search in self._searches:
+            for path in search.look():
+                self.follow(path)
         found = sum(self._ship(name, tail.read()) for name, tail in self._tails.items())
         self._hand_over()
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -12,6 +13,9 @@ LINE_LIMIT = 64 << 10
 
 #: Bytes read at once and in one turn, so that a payload that writes fast cannot keep the event loop.
 _BLOCK, _TURN = 256 << 10, 1 << 20
+
+#: Files that are found by a pattern; a payload could make many. And s in which a directory may change unseen again.
+_MOST, _SETTLED = 10, 1.0
 
 CUT_MARK = " [... line cut]"
 
@@ -36,6 +40,30 @@ class Mask(Protocol):
 
     def finish(self) -> bytes:
         """What is left."""
+
+
+class Search:
+    """Files whose names are not known beforehand.
+
+    Args:
+        pattern: where they come, with `*` in the name.
+    """
+
+    def __init__(self, pattern: Path) -> None:
+        self.pattern = pattern
+        self._changed, self._since = 0, 0.0
+
+    def look(self) -> list[Path]:
+        """Those that are there; none if nothing came since the last time, which one call tells."""
+        try:
+            changed = os.stat(self.pattern.parent).st_mtime_ns
+        except OSError:
+            return []
+        if changed != self._changed:
+            self._changed, self._since = changed, time.monotonic()
+        elif time.monotonic() - self._since > _SETTLED:
+            return []
+        return sorted(self.pattern.parent.glob(self.pattern.name))[:_MOST]
 
 
 class Tail:

@@ -189,6 +189,28 @@ def test_a_file_that_is_named_while_it_runs_is_followed_unless_it_leads_out(tmp_
     assert texts(sink) == ["hello"]
 
 
+def test_files_that_match_are_followed_as_they_come(tmp_path):
+    sink = Memory()
+    log = ship(tmp_path, sink)
+    log.follow(tmp_path / "log")
+    log.follow_matching(tmp_path / "workDir" / "tmp.stdout.*")
+
+    async def write():
+        await asyncio.sleep(1.0)  # quiet at first
+        (tmp_path / "workDir").mkdir()
+        for name in ("a", "b"):
+            began = time.monotonic()
+            (tmp_path / "workDir" / f"tmp.stdout.{name}").write_text(f"{name}\n")
+            (tmp_path / "workDir" / f"other.{name}").write_text("not asked for\n")
+            while name not in texts(sink):
+                await asyncio.sleep(0.02)
+            assert time.monotonic() - began < 1.0
+            await asyncio.sleep(1.2)
+
+    asyncio.run(asyncio.wait_for(run(log, write), 10))
+    assert [record.source for record in sink.got] == ["workDir/tmp.stdout.a", "workDir/tmp.stdout.b"]
+
+
 def test_a_quiet_file_that_is_rotated_or_comes_back_is_noticed_at_once(tmp_path):
     sink = Memory()
     log = ship(tmp_path, sink)
