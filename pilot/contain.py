@@ -140,7 +140,7 @@ def make_container(
         image=job.container_image,
         text=text,
         workdir=workdir,
-        private=_make_private(private_beside(workdir)),
+        private=make_private(workdir),
         environment=environment,
         environ=bench.environ,
         mounts=mounts_of([cvmfs, *linked, payload_directory(bench.main_dir, job), *named_files(environment)], workdir),
@@ -177,9 +177,18 @@ def private_beside(workdir: Path) -> Path:
     return workdir.with_name(f"container-{workdir.name.removeprefix(JOB_DIRECTORY)}")
 
 
-def _make_private(path: Path) -> Path:
+def make_private(workdir: Path, *names: str) -> Path:
+    """Make that directory, and others in it.
+
+    Raises:
+        PilotError: SETUPFAILURE.
+    """
+    path = private_beside(workdir)
     try:
         path.mkdir(mode=0o700, exist_ok=True)
+        for name in names:
+            path /= name
+            path.mkdir(exist_ok=True)
     except OSError as error:
         raise PilotError(Code.SETUPFAILURE, f"{path}: {error.strerror}") from error
     return path

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pilot.bench import Bench
 from pilot.cgroup import Nest
-from pilot.contain import Runtime, choose_runtime, failure_of, make_container, private_beside
+from pilot.contain import Runtime, choose_runtime, failure_of, make_container, make_private, private_beside
 from pilot.errors import Code, Fault
 from pilot.experiment import JOURNAL
 from pilot.grace import Ledger
@@ -155,7 +155,8 @@ class PayloadRun:
         # Now: a payload that runs again could have led them elsewhere, and would find that in its container.
         self._linked = linked_directories(scene.workdir, [file.lfn for file in scene.job.inputs])
         text = await self._command()
-        utilities = await prepare_utilities(scene.job, scene.workdir, bench.fetch, self._bases())
+        folder = make_private(scene.workdir, "programs") if self._runtime else scene.workdir
+        utilities = await prepare_utilities(scene.job, folder, bench.fetch, self._bases())
         scene.enter("payload")
         return text, utilities
 

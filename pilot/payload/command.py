@@ -54,21 +54,32 @@ def _write_option_files(job: Job, workdir: Path) -> None:
             raise PilotError(Code.SETUPFAILURE, f"field 'writeToFile': {name}: {error}") from error
 
 
-async def transformation(text: str, workdir: Path, fetch: Fetch, base_urls: Sequence[str]) -> str:
-    """How to call the transformation: `./name` when it is a URL or a file of this node, else the text itself."""
+async def transformation(text: str, folder: Path, fetch: Fetch, base_urls: Sequence[str], at: str | Path = ".") -> str:
+    """How to call the transformation: `./name` when it is a URL or a file of this node, else the text itself.
+
+    Args:
+        text: of the job.
+        folder: where the file goes.
+        fetch: brings the bytes of a URL.
+        base_urls: other places that have it, see `_places`.
+        at: that folder, for who calls it from the job directory.
+
+    Raises:
+        PilotError: TRFDOWNLOADFAILURE or CHMODTRF.
+    """
     try:
         scheme = urlsplit(text).scheme if "://" in text else ""
     except ValueError as error:
         raise PilotError(Code.TRFDOWNLOADFAILURE, f"{text!r}: {error}") from error
     if scheme in ("http", "https"):
         name = _name_of(text)
-        _install(await _download(text, fetch, base_urls), workdir / name)
-        return _call(name)
+        _install(await _download(text, fetch, base_urls), folder / name)
+        return _call(at, name)
     path = Path(unquote(urlsplit(text).path)) if scheme == "file" else Path(text)
     # In a thread: the file may be far away, and a mount that hangs must not hang the pilot.
     if scheme == "file" or (path.is_absolute() and _is_single_word(text) and await in_thread(path.is_file)):
-        await in_thread(_copy, path, workdir / path.name)
-        return _call(path.name)
+        await in_thread(_copy, path, folder / path.name)
+        return _call(at, path.name)
     return text
 
 
@@ -129,8 +140,8 @@ def _copy(source: Path, target: Path) -> None:
     _install(content, target)
 
 
-def _call(name: str) -> str:
+def _call(at: str | Path, name: str) -> str:
     """`./name`, quoted for the shell: the name comes from a URL."""
     import shlex
 
-    return shlex.quote(f"./{name}")
+    return shlex.quote(f"{at}/{name}")

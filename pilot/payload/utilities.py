@@ -47,8 +47,14 @@ class Utilities:
     coprocess: str = ""
 
 
-async def prepare_utilities(job: Job, workdir: Path, fetch: Fetch, base_urls: Sequence[str]) -> Utilities:
+async def prepare_utilities(job: Job, folder: Path, fetch: Fetch, base_urls: Sequence[str]) -> Utilities:
     """Fetch those that are URLs, once for all runs.
+
+    Args:
+        job: that brings them.
+        folder: where they go. They run outside of a container, whose payload must not change them.
+        fetch: brings the bytes of a URL.
+        base_urls: other places that have it.
 
     Raises:
         PilotError: TRFDOWNLOADFAILURE, one cannot be had.
@@ -57,7 +63,7 @@ async def prepare_utilities(job: Job, workdir: Path, fetch: Fetch, base_urls: Se
     async def text(utility: Utility | None) -> str:
         if utility is None:
             return ""
-        return f"{await transformation(utility.command, workdir, fetch, base_urls)} {utility.args}".strip()
+        return f"{await transformation(utility.command, folder, fetch, base_urls, folder)} {utility.args}".strip()
 
     return Utilities(
         preprocess=await text(job.preprocess),

@@ -392,6 +392,17 @@ def a_note_that_a_payload_forged_is_nobodys_to_deliver(top: Path) -> None:
 
 
 @scenario
+def what_runs_outside_after_a_payload_is_not_what_the_payload_makes_of_it(top: Path) -> None:
+    with Grid(top) as grid:
+        case = Case(grid)
+        (grid.files / "post.sh").write_text("#!/bin/bash\necho mine\n")
+        replace = "printf '#!/bin/bash\\ncat {secret}\\n' > post.sh; chmod +x post.sh"
+        (job,) = case.run(case.submit(replace, postprocess={"command": f"file://{grid.files}/post.sh", "args": ""}))
+        assert job.state == "finished", job.diag
+        assert job.log()["postprocess_stdout.txt"] == b"mine\n"
+
+
+@scenario
 def to_keep_a_directory_makes_no_file_elsewhere(top: Path) -> None:
     with Grid(top) as grid:
         case = Case(grid)
