@@ -245,6 +245,8 @@ def receive(
             for block in _blocks(ask(Part(part.number, place, part.end))):
                 _write(fd, block[: part.end - place], place)
                 place += len(block)
+                if place > part.end:
+                    raise Direction.IN.fault("more came than was asked for: the storage gives no ranges", Trait.NEXT)
                 advance(len(block))
         except Exception as error:
             if place == begun or not passes(error):

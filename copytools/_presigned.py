@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, cast
+from urllib.parse import unquote, urlsplit
 
 from copytools._objects import CONNECT, SILENCE, Told, md5_in, refuse_other
 from copytools._parts import Body, Lanes, Part, Reader, opened_output, receive, sum_part
 from copytools._s3faults import faults, refusal
-from pilot.errors import Code, TransferError
+from pilot.errors import Code, Trait, TransferError
 from pilot.staging.checksum import Hasher, computable
 from pilot.staging.copytool import Handle, Stored, Transfer
 from pilot.staging.faults import Direction
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 _ERROR_LIMIT = 4096
 
 _NONE: Mapping[str, str] = MappingProxyType({})
+
+#: Connections that are kept for a host: as many as files and their parts may move at once.
+_KEPT = 100
+
+#: What may be gone when it is asked again.
+_BUSY = (429, 500, 502, 503, 504)
 
 
 class PresignedSource:
@@ -44,7 +51,11 @@ class PresignedSource:
     def __init__(self, pool: PoolManager, url: str, first: int, headers: Mapping[str, str] = _NONE) -> None:
         self._pool, self._url, self._headers = pool, url, headers
         self._open: BaseHTTPResponse | None = self._get(f"bytes=0-{first - 1}", allowed=(200, 206, 416))
-        self.told = told(self._open)
+        try:
+            self.told = told(self._open, Direction.IN)
+        except TransferError:
+            self._open.close()
+            raise
 
     def bring(self, fd: int, part: Part, advance: Callable[[int], None]) -> None:
         """Write the bytes of a part to their place in a file."""
@@ -53,11 +64,19 @@ class PresignedSource:
     def _ask(self, part: Part) -> Reader:
         """The bytes of a part, of the same object as the first."""
         stream, self._open = self._open, None
-        return stream or self._get(f"bytes={part.start}-{part.end - 1}", {"If-Match": self.told.etag}, allowed=(206,))
+        if stream is None:
+            wanted = {"If-Match": self.told.etag} if self.told.etag else {}
+            stream = self._get(f"bytes={part.start}-{part.end - 1}", wanted, allowed=(200, 206), tries=3)
+            if _start_of(stream) != part.start:
+                stream.close()
+                raise Direction.IN.fault("the storage did not give the range that it was asked for", Trait.NEXT)
+        return stream
 
-    def _get(self, bytes_: str, more: Mapping[str, str] = _NONE, *, allowed: tuple[int, ...]) -> BaseHTTPResponse:
+    def _get(
+        self, bytes_: str, more: Mapping[str, str] = _NONE, *, allowed: tuple[int, ...], tries: int = 1
+    ) -> BaseHTTPResponse:
         headers = {**self._headers, "Range": bytes_, **more}
-        return request(self._pool, "GET", self._url, Direction.IN, headers=headers, allowed=allowed)
+        return request(self._pool, "GET", self._url, Direction.IN, headers=headers, allowed=allowed, tries=tries)
 
     def close(self) -> None:
         """Free the connection of a stream that nobody read."""
@@ -68,7 +87,7 @@ class PresignedSource:
 def head(pool: PoolManager, url: str, headers: Mapping[str, str] = _NONE) -> Told | None:
     """What the storage says of an object; None if it is not there."""
     response = request(pool, "HEAD", url, Direction.OUT, headers=headers, allowed=(200, 404))
-    return told(response) if response.status == 200 else None
+    return told(response, Direction.OUT) if response.status == 200 else None
 
 
 def put(pool: PoolManager, transfer: Transfer, handle: Handle) -> Stored:
@@ -136,16 +155,28 @@ def request(
     headers: Mapping[str, str],
     body: Body | None = None,
     allowed: tuple[int, ...] = (200, 201, 204),
+    tries: int = 1,
 ) -> BaseHTTPResponse:
-    """One request with its answer's status; an answer that is none is raised."""
-    from urllib3 import Timeout
+    """One request with its answer's status; an answer that is none is raised.
+
+    Of a large file's many requests some may fail where the storage is busy: those for which that is harmless, and only
+    those, may have more `tries`.
+    """
+    from urllib3 import Retry, Timeout
 
     response = pool.request(
         method,
         url,
         headers=headers,
         body=cast("IO[bytes] | None", body),  # it has what is read of one
-        retries=False,
+        retries=tries > 1
+        and Retry(
+            tries - 1,
+            backoff_factor=0.5,
+            status_forcelist=_BUSY,
+            raise_on_status=False,
+            respect_retry_after_header=False,
+        ),
         redirect=False,
         preload_content=method != "GET",
         decode_content=False,
@@ -181,20 +212,35 @@ def new_pool(origin: str, authorities: str = "") -> PoolManager:
 
     context = ssl.create_default_context(cafile=authorities or None)
     scheme, _, host = origin.partition("://")
-    proxy = "" if proxy_bypass(host) else getproxies().get(scheme)
-    if proxy:
-        return urllib3.ProxyManager(proxy, maxsize=16, ssl_context=context)
-    return urllib3.PoolManager(maxsize=16, ssl_context=context)
+    proxy = "" if proxy_bypass(host) else getproxies().get(scheme, "")
+    if not proxy:
+        return urllib3.PoolManager(maxsize=_KEPT, ssl_context=context)
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    user, colon, password = urlsplit(proxy).netloc.rpartition("@")[0].partition(":")
+    known = urllib3.make_headers(proxy_basic_auth=unquote(f"{user}{colon}{password}")) if user else None
+    return urllib3.ProxyManager(proxy, maxsize=_KEPT, ssl_context=context, proxy_headers=known)
 
 
-def told(response: BaseHTTPResponse) -> Told:
+def told(response: BaseHTTPResponse, direction: Direction) -> Told:
     """What an answer to GET or HEAD says of the object."""
     headers = response.headers
-    whole = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
-    size = int(whole[1]) if whole else int(headers.get("Content-Length", 0)) if response.status == 200 else 0
+    if response.status == 416:  # it has no first byte
+        size = "0"
+    elif response.status == 206:
+        size = headers.get("Content-Range", "").rpartition("/")[2]
+    else:
+        size = headers.get("Content-Length", "")
+    if not size.isdigit() or _start_of(response) != 0:
+        raise direction.fault("the storage does not say how large it is", Trait.NEXT)
     kept = {kind: headers.get(f"x-amz-meta-{kind}", "") for kind in ("adler32", "md5")}
     found = {**kept, "md5": md5_of(headers) or kept["md5"], "crc32c": _crc_of(headers)}
-    return Told(size, headers.get("ETag", ""), {kind: value for kind, value in found.items() if value})
+    return Told(int(size), headers.get("ETag", ""), {kind: value for kind, value in found.items() if value})
+
+
+def _start_of(response: BaseHTTPResponse) -> int:
+    """The first byte that an answer brings; -1 if it is a part and does not tell."""
+    part = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return 0 if response.status != 206 else int(part[1]) if part else -1
 
 
 def md5_of(headers: Mapping[str, str]) -> str:

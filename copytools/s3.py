@@ -155,18 +155,21 @@ class S3(CopyTool):
             return self._pools[origin]
 
     def _authorities(self) -> str:
-        """File with those to trust, as boto3 is told."""
+        """File with those to trust, as boto3 is told: what is said for it, else for all."""
+        environ = self.context.environ
         found = self._core and self._core.get_config_variable("ca_bundle")
-        return str(found or self.context.environ.get("AWS_CA_BUNDLE", ""))
+        return str(found or environ.get("AWS_CA_BUNDLE") or environ.get("REQUESTS_CA_BUNDLE") or "")
 
     def _object(self, url: str) -> _Object:
         place, keys = place_of(url, self._endpoint_of(url)), self.context.keys(url)
         with self._lock:
-            key = (place.endpoint or place.bucket, keys.access if keys else "")  # Amazon's buckets have a region each
+            at_amazon = not place.endpoint or place.endpoint.endswith(".amazonaws.com")
+            where = f"{place.endpoint}/{place.bucket}" if at_amazon else place.endpoint  # buckets have a region each
+            key = (where, keys.access if keys else "")
             if key not in self._clients:
                 client = self._client(place.endpoint, keys)
-                if not place.endpoint:
-                    client = self._client("", keys, region_of(client, place.bucket))
+                if at_amazon:
+                    client = self._client(place.endpoint, keys, region_of(client, place.bucket))
                 self._clients[key] = client
             client = self._clients[key]
         return _Object(client, self._pool(place.endpoint or "https://s3.amazonaws.com"), place)

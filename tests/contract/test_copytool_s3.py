@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import http.server
 import io
+import re
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from copytools import s3
 from copytools.s3 import S3, Place, place_of, region_of
 from pilot.errors import Trait, TransferError
-from pilot.job import Kind
+from pilot.job import File, Kind
 from pilot.staging.copytool import CopyTool, ToolContext, Transfer
 from pilot.testing.copytool import CopyToolConformance, WatchfulHandle
 from tests.parts.s3 import OWNER, S3Server
@@ -122,3 +127,99 @@ def test_a_url_without_bucket_or_key_or_with_a_password_is_refused_without_showi
     with pytest.raises(TransferError) as caught:
         place_of(url)
     assert "pass@" not in caught.value.diag
+
+
+def test_the_region_is_asked_for_also_where_the_url_names_a_host_of_amazon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "region_of", lambda client, bucket: f"region-of-{bucket}")
+    tool = S3(ToolContext(environ={"S3_ACCESS_KEY": "a", "S3_SECRET_KEY": "b"}))
+    for bucket in ("one", "two"):
+        signed = tool._object(f"https://s3.us-east-1.amazonaws.com/{bucket}/key").signed("get_object")
+        assert f"%2Fregion-of-{bucket}%2F" in signed
+        assert signed.startswith(f"https://s3.us-east-1.amazonaws.com/{bucket}/key?")
+
+
+DATA = bytes(range(256)) * (160 << 10)  # of three parts
+
+
+class Odd(http.server.BaseHTTPRequestHandler):
+    """A storage, or a proxy before one, that answers as the name of the object says."""
+
+    protocol_version = "HTTP/1.1"
+    busy = 0
+    users: tuple[str, ...] = ()
+
+    def do_GET(self) -> None:
+        type(self).users += (self.headers.get("Proxy-Authorization", ""),)
+        first, last = (int(text) for text in re.findall(r"\d+", self.headers["Range"]))
+        last = min(last, len(DATA) - 1)
+        name, span = self.path.partition("?")[0].rpartition("/")[2], f"bytes {first}-{last}/{len(DATA)}"
+        if name == "ignored":
+            self._say(200, {}, DATA)
+        elif name == "unknown":
+            self._say(206, {"Content-Range": "bytes 0-4/*"}, b"hello")
+        elif name == "chunked":
+            self._say(200, {"Transfer-Encoding": "chunked"}, b"5\r\nhello\r\n0\r\n\r\n")
+        elif name == "other":
+            self._say(206, {"Content-Range": f"bytes 0-{last - first}/{len(DATA)}"}, DATA[: last - first + 1])
+        elif name == "busy" and first and type(self).busy < 2:
+            type(self).busy += 1
+            self._say(503, {}, b"<Error><Code>SlowDown</Code></Error>")
+        else:
+            self._say(206, {"Content-Range": span}, DATA[first : last + 1])
+
+    def _say(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if "Transfer-Encoding" not in headers:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        try:
+            self.wfile.write(body)
+        except OSError:
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def odd() -> Iterator[str]:
+    Odd.busy, Odd.users = 0, ()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def bring(url: str, path: Path, **more: Any) -> bytes:
+    file = File(lfn=path.name, kind=Kind.INPUT)
+    transfer = Transfer(file=file, url=url, path=path, size=None, checksum_type="adler32", timeout=60)
+    keys = {"S3_ACCESS_KEY": "a", "S3_SECRET_KEY": "b"}
+    S3(ToolContext(environ=keys, **more)).get(transfer, WatchfulHandle())
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["ignored", "unknown", "chunked", "other"])
+def test_what_is_not_surely_the_object_is_no_input(odd: str, name: str, tmp_path: Path) -> None:
+    with pytest.raises(TransferError) as caught:
+        bring(f"http://{odd}/bucket/{name}", tmp_path / "input")
+    assert caught.value.trait is Trait.NEXT
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_busy_storage_is_asked_again_for_a_part_and_not_for_all(odd: str, tmp_path: Path) -> None:
+    assert bring(f"http://{odd}/bucket/busy", tmp_path / "input") == DATA
+    assert Odd.busy == 2
+
+
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_a_proxy_that_wants_to_know_who_asks_is_told(
+    odd: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"{scheme}us%40er:pass@{odd}")
+    monkeypatch.setenv("no_proxy", "")
+    assert bring("http://s3.invalid/bucket/key", tmp_path / "input", settings={"allow_http": True}) == DATA
+    assert set(Odd.users) == {"Basic " + base64.b64encode(b"us@er:pass").decode()}
