@@ -8,6 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from glob import escape, glob
 from pathlib import Path
 from typing import Protocol
 
@@ -95,14 +96,15 @@ class LogShip:
                 self._notice.poke()
 
     def follow_name(self, name: str) -> bool:
-        """Follow a file that somebody named, such as `tail NAME` of debug mode, below the directory of the job.
+        """Follow a file that somebody named, such as `tail NAME` of debug mode: of the job's directory, or one in that.
 
         Returns:
             False if the name leads out of there.
         """
         inside = is_inside(name)
         if inside:
-            self.follow(self._top / name)
+            below = [] if (self._top / name).exists() else glob(f"*/{escape(name)}", root_dir=self._top)
+            self.follow(self._top / (below[0] if below else name))
         return inside
 
     def follow_matching(self, pattern: Path) -> None:

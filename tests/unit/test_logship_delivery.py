@@ -184,9 +184,12 @@ def test_a_file_that_is_named_while_it_runs_is_followed_unless_it_leads_out(tmp_
         while not sink.got:
             await asyncio.sleep(0.02)
         assert time.monotonic() - began < 1
+        (tmp_path / "job" / "workDir").mkdir()
+        (tmp_path / "job" / "workDir" / "below.log").write_text("deeper\n")
+        assert log.follow_name("below.log")
 
     asyncio.run(asyncio.wait_for(run(log, write), 10))
-    assert texts(sink) == ["hello"]
+    assert texts(sink) == ["hello", "deeper"]
 
 
 def test_files_that_match_are_followed_as_they_come(tmp_path):
