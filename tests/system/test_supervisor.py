@@ -180,7 +180,7 @@ def test_a_log_that_is_made_later_shows_life(supervised):
     assert supervised(text).stdout.split() == ["0", "False"]
 
 
-@pytest.mark.parametrize("options", [["-a", "work"], ["--harvester_workflow", "OneToMany"], ["--no-pilot-log"]])
+@pytest.mark.parametrize("options", [["-a", "work"], ["--no-pilot-log"]])
 def test_a_wrapper_finds_the_log_of_its_pilot_in_the_work_directory(supervised, tmp_path, options):
     """A relative one too: it is below where the pilot runs; and without a log nobody can tell."""
     (tmp_path / "work").mkdir()
