@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -181,7 +182,7 @@ def _is_a_pilots(folder: Path) -> bool:
 
     It can only write below its own job directory, and there only until the pilot has seen to its end.
     """
-    below = any(part.startswith(JOB_DIRECTORY) for part in folder.absolute().parent.parts)
+    below = any(re.match(rf"{JOB_DIRECTORY}\d", part) for part in folder.absolute().parent.parts)
     return not below and not private_beside(folder).exists()
 
 
