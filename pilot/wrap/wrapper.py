@@ -123,7 +123,7 @@ class Wrapper:
         workdir = options.scratch or self._launch_dir
         if options.workflow == "OneToMany" and self._environ.get(options.harvester):
             workdir = self._launch_dir / f"atlas_{Path(self._environ[options.harvester]).name}"
-            workdir.mkdir(exist_ok=True)
+            (workdir / "pilot3").mkdir(parents=True, exist_ok=True)  # for `pandaIDs.out`
         if workdir != self._launch_dir and (self._launch_dir / "pandaJobData.out").is_file():
             shutil.copy2(self._launch_dir / "pandaJobData.out", workdir)
         self._environ = with_whole_paths(self._environ, self._launch_dir)

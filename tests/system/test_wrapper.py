@@ -254,6 +254,23 @@ def test_local_means_what_lies_there(grid, release, tmp_path):
     assert (launch / "pilotlog.txt").exists()
 
 
+def test_each_node_of_a_worker_has_a_directory(grid, release, tmp_path):
+    """As `srun` starts it at an HPC's edge, where Harvester has brought the archive."""
+    (job_id,) = grid.submit(grid.job(queue=grid.queue("MANY", timefloor=0)))
+    launch = tmp_path / "launch"
+    launch.mkdir()
+    shutil.copy(release / "pilot3.tar.gz", launch)
+    words = [*grid.options(queue="MANY"), "--harvester", "SLURM_NODEID", "--harvester_workflow", "OneToMany"]
+    del words[words.index("-a") : words.index("-a") + 2]
+    environ = {"PATH": PATH, "PILOT_PYTHON": sys.executable, "SLURM_NODEID": "3"}
+    pilot = Pilot([release / "pilot-wrapper.sh", *words], cwd=launch, env=environ)
+
+    assert pilot.wait() == 0, pilot.text
+    assert (launch / "atlas_3" / "pilot3" / "pandaIDs.out").read_text().split() == [str(job_id)]
+    assert (launch / "atlas_3" / "pilotlog.txt").exists()
+    assert f"pandaids: {job_id}" in pilot.text
+
+
 # ----------------------------------------------------------------------------------------------------------- bad nodes
 
 
