@@ -40,6 +40,9 @@ MODES = ("copy", "link", "move")
 #: Longest file name of every file system in use, bytes.
 NAME_MAX = 255
 
+#: Seconds between two looks whether a copy is still wanted.
+LOOK = 0.2
+
 #: What link(2) says where there are no hard links (FAT, FUSE, AFS), or not to files of others (protected_hardlinks).
 _NO_HARD_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK}
 
@@ -174,7 +177,7 @@ class Mv(CopyTool):
         hasher = Hasher(_types(transfer))
         with closing(_ReadBack(partial, _types(transfer))) as back:
             _copy_bytes(source, partial, [hasher.update, back.follow], handle, self._sync)
-            written = back.digests()
+            written = back.digests(handle.check)
         seen = hasher.digests()
         _verify(seen, transfer.checksums, direction, source)
         _verify(written, seen, direction, partial, Trait.RETRY)
@@ -279,6 +282,7 @@ class _ReadBack:
         self._hasher = Hasher(types)
         self._blocks: SimpleQueue[int] = SimpleQueue()
         self._failed: OSError | None = None
+        self._over = False
         self._thread = threading.Thread(target=self._read, name="read back", daemon=True)
 
     def follow(self, block: memoryview) -> None:
@@ -287,15 +291,19 @@ class _ReadBack:
             self._thread.start()
         self._blocks.put(len(block))
 
-    def digests(self) -> Mapping[str, str]:
-        """Type to hex digits of all that was written."""
-        self.close()
+    def digests(self, check: Callable[[], None]) -> Mapping[str, str]:
+        """Type to hex digits of all that was written; `check` raises if nobody waits for it any more."""
+        self._blocks.put(0)
+        while self._thread.is_alive():
+            self._thread.join(LOOK)
+            check()
         if self._failed:
             raise self._failed
         return self._hasher.digests()
 
     def close(self) -> None:
-        """Nothing more is written."""
+        """No more is wanted, however much there still is to read."""
+        self._over = True
         self._blocks.put(0)
         if self._thread.ident:
             self._thread.join()
@@ -304,7 +312,7 @@ class _ReadBack:
         buffer = memoryview(bytearray(BLOCK))
         try:
             with open(self._path, "rb", buffering=0) as file:
-                while left := self._blocks.get():
+                while (left := self._blocks.get()) and not self._over:
                     while left:
                         count = file.readinto(buffer[:left])
                         if not count:

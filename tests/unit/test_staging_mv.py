@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from copytools import mv
 from copytools.mv import Mv, local_path
 from pilot.errors import Code, PilotError, Trait, TransferError
 from pilot.job import File, Kind
+from pilot.staging.checksum import Hasher
 from pilot.staging.copytool import ToolContext, Transfer
 from pilot.testing.copytool import WatchfulHandle, checksums, content
 
@@ -287,6 +289,28 @@ def test_a_source_that_changes_meanwhile_is_not_taken(tmp_path):
     assert error.code is Code.STAGEINFAILED
     assert "changed" in error.detail
     assert os.listdir(tmp_path) == ["s"]
+
+
+@pytest.mark.parametrize("after", [15 << 20, 20 << 20])
+def test_a_stop_does_not_wait_until_all_that_was_written_is_read_back(tmp_path, monkeypatch, after):
+    """Whether it comes in the middle of the copy, or when only the reading back is left, on a slow file system."""
+    real = Hasher.update
+
+    def slow(hasher: Hasher, data: memoryview) -> None:
+        if threading.current_thread().name == "read back":
+            time.sleep(0.5)
+        real(hasher, data)
+
+    monkeypatch.setattr(Hasher, "update", slow)
+    source, handle = made(tmp_path / "f", bytes(20 << 20)), WatchfulHandle(stop_after=after)
+    if after == 20 << 20:
+        handle = WatchfulHandle()
+        threading.Timer(0.8, lambda: handle.stop.request(handle.stopped_by)).start()
+    began = time.monotonic()
+    error = failure(lambda: tool().put(outgoing(source, tmp_path / "out" / "f", checksums={}), handle))
+    assert error is handle.stopped_by
+    assert time.monotonic() - began < 5
+    assert os.listdir(tmp_path / "out") == []
 
 
 @pytest.fixture
