@@ -98,7 +98,7 @@ class _Lines:
                 self._end()
             raise SinkError(f"{self._address[0]}:{self._address[1]}: {error}") from error
         now, self._rest = time.monotonic(), None
-        if self._fresh:  # they were written again
+        if self._fresh:  # what went before this batch was written now, too
             self._recent = deque((now, each) for _, each in self._recent)
             self._fresh = False
         self._recent.append((now, data))
@@ -113,7 +113,7 @@ class _Lines:
         if self._socket is not None and _hung_up(self._socket):
             self._end()
         if self._socket is None:
-            self._socket, self._fresh = self._connect(), True
+            self._socket = self._connect()
             self._rest = memoryview(b"".join([*(each for _, each in self._recent), data]))
         elif self._rest is None:
             self._rest = memoryview(data)
@@ -122,6 +122,7 @@ class _Lines:
     def _end(self) -> None:
         if not self._fresh:
             self._forget()
+            self._fresh = True
         self.close()
 
     def _forget(self) -> None:

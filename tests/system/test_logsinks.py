@@ -5,6 +5,7 @@ import json
 import socket
 import ssl
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +15,7 @@ from pilot.logship.choose import Choice, make_sinks, parse
 from pilot.logship.record import Origin
 from pilot.logship.sink import SinkContext, SinkError
 from pilot.masking import Secret
+from plugins.logsinks import logstash
 from tests.parts import free_port
 from tests.parts.logs import LineServer, LogstashServer, LokiServer, make_record, ship_lines, until
 
@@ -152,6 +154,29 @@ def _is_sent(made, batch):
     except SinkError:
         return False
     return True
+
+
+def test_what_was_written_just_before_a_reset_is_written_again_however_late(monkeypatch):
+    monkeypatch.setattr(logstash, "_RECENT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        made = sink(f"logstash;tcp://127.0.0.1:{port}")
+        made.send(records("zero"))
+        time.sleep(0.4)
+        made.send(records("one"))
+        server.accept()[0].close()  # with what nobody has read, so it is a reset
+    for _ in range(3):
+        time.sleep(0.2)
+        with pytest.raises(SinkError):
+            made.send(records("two"))
+    late = LineServer(port)
+    late.kind = "logstash-tcp"
+    try:
+        made.send(records("two"))
+        assert until(lambda: messages(late) == ["one", "two"])
+    finally:
+        made.close()
+        late.close()
 
 
 def test_labels_of_loki_are_few_and_can_be_chosen():
