@@ -22,17 +22,20 @@ import pytest
 from tests.grid import Grid, Pilot, until
 
 RELEASE, SCRIPTS = Path(os.environ["PILOT_RELEASE"]), Path(os.environ["PILOT_REAL_WRAPPERS"])
-ATLAS, RUBIN = SCRIPTS / "runpilot2-wrapper.sh", SCRIPTS / "rubin-wrapper.sh"
-#: Where both monitors listen, and what the server's names are.
-MONITORS, PORT = ("148.88.96.15", "148.88.67.14"), 28527
+#: There may be several versions of Rubin's.
+ATLAS, RUBIN = SCRIPTS / "runpilot2-wrapper.sh", sorted(SCRIPTS.glob("rubin-wrapper*.sh"))
+#: Where monitors listen, and what the server's names are.
+MONITORS, PORT = ("148.88.96.15", "148.88.67.14", "148.88.97.108"), 28527
 NAMES = ("pandaserver.cern.ch", "pandaserver-doma.cern.ch", "apfmon.lancs.ac.uk")
 CVMFS = {
     "atlas.cern.ch/repo/ATLASLocalRootBase/user/atlasLocalSetup.sh": "lsetup() { echo lsetup $*; }",
     "atlas.cern.ch/repo/sw/local/setup.sh": 'export SITE_SETUP="$*"',
-    "sw.lsst.eu/linux-x86_64/lsst_distrib/README": "",
-    "sw.lsst.eu/linux-x86_64/panda_env/v1/conda/install/bin/activate": "rucio() { echo rucio $*; }",
 }
-ARCHIVES = ("atlas.cern.ch/repo/sw/PandaPilot/tar", "sw.lsst.eu/linux-x86_64/panda_env/v1/pilot")
+ARCHIVES = ["atlas.cern.ch/repo/sw/PandaPilot/tar"]
+for _system in ("linux-x86_64", "almalinux-x86_64"):
+    CVMFS[f"sw.lsst.eu/{_system}/lsst_distrib/README"] = ""
+    CVMFS[f"sw.lsst.eu/{_system}/panda_env/v1/conda/install/bin/activate"] = "rucio() { echo rucio $*; }"
+    ARCHIVES.append(f"sw.lsst.eu/{_system}/panda_env/v1/pilot")
 
 
 class Site:
@@ -64,6 +67,7 @@ class Site:
         del words[words.index("-a") : words.index("-a") + 2]
         ids = {"APFFID": "factory", "APFCID": "12.3", "HARVESTER_ID": "H", "HARVESTER_WORKER_ID": "7", "GTAG": "G"}
         environ = {"PATH": f"{path}/usr/bin:/bin", "TMPDIR": str(self.scratch), "LANG": "C.UTF-8", **ids}
+        environ["DAF_BUTLER_REPOSITORY_INDEX"] = "/dev/null"
         pilot = Pilot([str(script), *words], cwd=launch, env=environ, start_new_session=True)
         self.pilots.append(pilot)
         return pilot
@@ -176,11 +180,12 @@ def test_a_pushed_job_is_found(site: Site) -> None:
     assert site.grid.job_of(job_id).state == "finished"
 
 
-@pytest.mark.parametrize("url", ["", f"file://{RELEASE}/pilot3.tar.gz"])
-def test_rubin_s_wrapper_launches_it_too(site: Site, url: str) -> None:
+@pytest.mark.parametrize("script", RUBIN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("url", ["", f"file://{RELEASE}/pilot3.tar.gz"], ids=["cvmfs", "url"])
+def test_rubin_s_wrapper_launches_it_too(site: Site, script: Path, url: str) -> None:
     queue = site.queue("RUBIN")
     (job_id,) = site.grid.submit(site.grid.job(queue=queue))
-    pilot = site.launch(RUBIN, "--mute", *(["--piloturl", url] if url else []), queue=queue)
+    pilot = site.launch(script, "--mute", *(["--piloturl", url] if url else []), queue=queue)
     assert pilot.wait() == 0, pilot.text
     assert site.grid.job_of(job_id).state == "finished"
     for text in ("PANDA_PILOT_SOURCE=pilot3/", "Pilot exit status: 0", f"pandaids: {job_id}"):
