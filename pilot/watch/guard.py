@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +25,7 @@ from pilot.server.report import Usage
 from pilot.settings import Settings, SettingsError
 from pilot.slotend import SlotEnd
 from pilot.stop import Deadline, in_thread
-from pilot.watch.disk import FreeSpace, WorkdirSize, workdir_limit
+from pilot.watch.disk import FreeSpace, WorkdirSize, tree_size, workdir_limit
 from pilot.watch.gpu import GpuLook
 from pilot.watch.killfile import KillFile
 from pilot.watch.look import Look
@@ -31,6 +33,7 @@ from pilot.watch.looping import Looping
 from pilot.watch.memory import Memory
 from pilot.watch.memorylimit import NO_LIMIT, MemoryLimit, memory_limit
 from pilot.watch.meter import Meter, Sample, Subject, Tally
+from pilot.watch.metrics import payload_metrics
 from pilot.watch.oom import OutOfMemory
 from pilot.watch.outputs import OutputSize, StdoutSize
 from pilot.watch.processcount import ProcessCount
@@ -45,6 +48,9 @@ logger = logging.getLogger(__name__)
 
 #: Seconds for one key of machine features at a URL.
 _FEATURE_TIMEOUT = 5.0
+
+#: Seconds for the size of the job directory at the end.
+_PATIENCE = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +106,7 @@ class Guard:
         self._members: Callable[[], list[int]] = list
         self._receivers: Callable[[], list[int]] = list
         self._seen: set[int] = set()
+        self._size: WorkdirSize | None = None
         self._mark, self._told = "", False
         self._left: Callable[[], float] = lambda: math.inf
         self.soft_stop = self._make_soft_stop()
@@ -148,6 +155,14 @@ class Guard:
     def usage(self) -> Usage:
         """What the payload has used so far."""
         return self._tally.usage()
+
+    async def metrics(self) -> dict[str, str]:
+        """Words of jobMetrics, after `close`; a directory that takes longer to look at is as large as it was seen."""
+        post, gpus = self._post, self._gpu.hardware()["gpu"]
+        size = self._size.peak if self._size else 0
+        with suppress(TimeoutError):
+            size = max(size, await asyncio.wait_for(in_thread(tree_size, post.workdir), _PATIENCE))
+        return payload_metrics(post.job, self.usage, post.workdir, size, gpus)
 
     async def close(self, spent: Spent, seconds: float, *, killed: bool) -> None:
         """The payload has ended: complete the numbers and the time line, hear the kernel, take the group away.
@@ -200,9 +215,10 @@ class Guard:
         post, settings = self._post, self._post.settings
         outputs = [file.lfn for file in post.job.outputs]
         patience = settings.looping_limit or math.inf
+        self._size = WorkdirSize(post.workdir, workdir_limit(post.queue, post.job, post.limits))
         return [
             FreeSpace(post.workdir, settings.free_space_limit_running),
-            WorkdirSize(post.workdir, workdir_limit(post.queue, post.job, post.limits)),
+            self._size,
             StdoutSize(post.workdir, settings.local_size_limit_stdout, skip=outputs),
             OutputSize(post.workdir, outputs, settings.maximum_output_file_size, patience),
         ]
