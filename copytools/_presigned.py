@@ -66,17 +66,15 @@ class PresignedSource:
         stream, self._open = self._open, None
         if stream is None:
             wanted = {"If-Match": self.told.etag} if self.told.etag else {}
-            stream = self._get(f"bytes={part.start}-{part.end - 1}", wanted, allowed=(200, 206), tries=3)
+            stream = self._get(f"bytes={part.start}-{part.end - 1}", wanted, allowed=(200, 206))
             if _start_of(stream) != part.start:
                 stream.close()
                 raise Direction.IN.fault("the storage did not give the range that it was asked for", Trait.NEXT)
         return stream
 
-    def _get(
-        self, bytes_: str, more: Mapping[str, str] = _NONE, *, allowed: tuple[int, ...], tries: int = 1
-    ) -> BaseHTTPResponse:
+    def _get(self, bytes_: str, more: Mapping[str, str] = _NONE, *, allowed: tuple[int, ...]) -> BaseHTTPResponse:
         headers = {**self._headers, "Range": bytes_, **more}
-        return request(self._pool, "GET", self._url, Direction.IN, headers=headers, allowed=allowed, tries=tries)
+        return request(self._pool, "GET", self._url, Direction.IN, headers=headers, allowed=allowed)
 
     def close(self) -> None:
         """Free the connection of a stream that nobody read."""
@@ -155,12 +153,11 @@ def request(
     headers: Mapping[str, str],
     body: Body | None = None,
     allowed: tuple[int, ...] = (200, 201, 204),
-    tries: int = 1,
 ) -> BaseHTTPResponse:
     """One request with its answer's status; an answer that is none is raised.
 
-    Of a large file's many requests some may fail where the storage is busy: those for which that is harmless, and only
-    those, may have more `tries`.
+    A busy storage is asked again, as boto3 does: of the many requests of a large file one always fails. So a file that
+    is put may be there already, from a try whose answer was lost.
     """
     from urllib3 import Retry, Timeout
 
@@ -169,9 +166,9 @@ def request(
         url,
         headers=headers,
         body=cast("IO[bytes] | None", body),  # it has what is read of one
-        retries=tries > 1
-        and Retry(
-            tries - 1,
+        retries=Retry(
+            2,
+            read=1,  # each may be a long silence
             backoff_factor=0.5,
             status_forcelist=_BUSY,
             raise_on_status=False,

@@ -113,10 +113,14 @@ class S3(CopyTool):
         with faults(Direction.OUT, transfer.url), opened_output(transfer.path) as (fd, size):
             target = self._object(transfer.url)
             there = target.look()
-            if there is not None:
-                return same(transfer, there, fd, size, handle, partial(_read_back, target, handle=handle))
-            upload = _Upload(target, transfer, fd, size, handle)
-            return upload.whole() if size <= PART else upload.in_parts()
+            if there is None:
+                upload = _Upload(target, transfer, fd, size, handle)
+                try:
+                    return upload.whole() if size <= PART else upload.in_parts()
+                except TransferError as error:  # FILEEXISTS: a request may have had its way without an answer
+                    if error.code is not Code.FILEEXISTS or (there := target.look()) is None:
+                        raise
+            return same(transfer, there, fd, size, handle, partial(_read_back, target, handle=handle))
 
     def stat(self, url: str, handle: Handle) -> Stored | None:
         """Size and checksums as the storage has them, and `adler32` if a pilot stored the object."""

@@ -8,6 +8,7 @@ import io
 import re
 import threading
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,7 @@ class Odd(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     busy = 0
     users: tuple[str, ...] = ()
+    stored = b""
 
     def do_GET(self) -> None:
         type(self).users += (self.headers.get("Proxy-Authorization", ""),)
@@ -167,6 +169,22 @@ class Odd(http.server.BaseHTTPRequestHandler):
         else:
             self._say(206, {"Content-Range": span}, DATA[first : last + 1])
 
+    def do_HEAD(self) -> None:
+        stored = type(self).stored
+        self._say(200 if stored else 404, {"x-amz-meta-adler32": f"{zlib.adler32(stored):08x}"}, stored)
+
+    def do_PUT(self) -> None:
+        """The first answer is lost, the second one is that the storage is busy."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).busy += 1
+        if type(self).busy == 1:
+            self.close_connection = True
+        elif type(self).busy == 2:
+            self._say(503, {}, b"<Error><Code>SlowDown</Code></Error>")
+        else:
+            type(self).stored = body
+            self._say(412 if "late" in self.path else 200, {}, b"")
+
     def _say(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         self.send_response(status)
         for name, value in headers.items():
@@ -175,7 +193,7 @@ class Odd(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         try:
-            self.wfile.write(body)
+            self.wfile.write(b"" if self.command == "HEAD" else body)
         except OSError:
             self.close_connection = True
 
@@ -185,7 +203,7 @@ class Odd(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def odd() -> Iterator[str]:
-    Odd.busy, Odd.users = 0, ()
+    Odd.busy, Odd.users, Odd.stored = 0, (), b""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -213,6 +231,18 @@ def test_what_is_not_surely_the_object_is_no_input(odd: str, name: str, tmp_path
 def test_a_busy_storage_is_asked_again_for_a_part_and_not_for_all(odd: str, tmp_path: Path) -> None:
     assert bring(f"http://{odd}/bucket/busy", tmp_path / "input") == DATA
     assert Odd.busy == 2
+
+
+@pytest.mark.parametrize("name", ["heard", "late"])
+def test_a_busy_storage_is_given_an_output_again_and_what_it_has_is_not_in_the_way(
+    odd: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "output").write_bytes(b"an output")
+    file = File(lfn="output", kind=Kind.OUTPUT)
+    transfer = Transfer(file=file, url=f"http://{odd}/bucket/{name}", path=tmp_path / "output", size=9, timeout=60)
+    keys = {"S3_ACCESS_KEY": "a", "S3_SECRET_KEY": "b"}
+    S3(ToolContext(environ=keys)).put(transfer, WatchfulHandle())
+    assert (Odd.stored, Odd.busy) == (b"an output", 3)
 
 
 @pytest.mark.parametrize("scheme", ["http://", ""])
