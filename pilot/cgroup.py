@@ -277,7 +277,7 @@ class Nest:
             return Group(2, {})
         if place != "auto":
             return _named(Path(place))
-        delegated = {key: folder for key, folder in self.slot.folders.items() if _is_delegated(folder)}
+        delegated = {key: top for key, folder in self.slot.folders.items() if (top := _handed_over(folder))}
         return Group(self.slot.version, delegated)
 
     def _hand_down(self, own: Path) -> None:
@@ -371,6 +371,12 @@ def _named(place: Path) -> Group:
         return Group(2, dict.fromkeys(_WANTED, place))
     names = {"memory": "memory.limit_in_bytes", "cpuacct": "cpuacct.usage", "pids": "pids.max"}
     return Group(1, {name: place for name, mark in names.items() if (place / mark).exists()})
+
+
+def _handed_over(folder: Path) -> Path | None:
+    """The group to make others in: our own, or the one above if another pilot has moved who started us, too."""
+    above = [folder.parent] if re.fullmatch(r"pilot-\d+", folder.name) else []
+    return next((place for place in (*above, folder) if _is_delegated(place)), None)
 
 
 def _is_delegated(folder: Path) -> bool:

@@ -153,6 +153,7 @@ def inside() -> None:
         print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
         (SHARED / "found.json").write_text(json.dumps(found))
     found["kill"] = _kill(ROOT / "kill")
+    found["two"] = _two(ROOT / "two", TOP / "two")
     (SHARED / "found.json").write_text(json.dumps(found))
 
 
@@ -191,6 +192,20 @@ def _seen(slot: Path, top: Path, case: Case) -> dict[str, Any]:
     subprocess.run(["rm", "-rf", str(top), "/dev/shm/big"], check=True)
     slot.rmdir()
     return seen
+
+
+def _two(slot: Path, top: Path) -> list[str]:
+    """What two payloads of pilots that one shell started see of their groups; the first ends before the second."""
+    top.mkdir()
+    slot.mkdir()
+    os.setxattr(slot, "trusted.delegate", b"1")
+    for seconds in (3, 5):
+        see = f"sleep {seconds}; {GROUP.strip()}; echo $group $(cat $group/memory.max)"
+        (top / f"{seconds}.yaml").write_text(f"limits:\n  memory: 100 MB\npayload: |\n  {see}\n")
+    local = f"{sys.executable} -m pilot.cli.main local --keep --quiet --workdir {top} {top}"
+    script = f"echo 0 > {slot}/cgroup.procs; {local}/3.yaml & sleep 1; {local}/5.yaml; wait"
+    subprocess.run(["sh", "-c", script], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=True)
+    return [path.read_text() for path in top.rglob("payload.stdout")]
 
 
 def _kill(parent: Path) -> dict[str, Any]:
@@ -308,6 +323,11 @@ def test_a_whole_group_is_killed_at_one_word(found: dict[str, Any]) -> None:
     assert (seen["version"], seen["count"], seen["status"]) == (2, 4, -9)
     assert (seen["signals"], seen["left"]) == ([], False)
     assert seen["seconds"] < 1
+
+
+def test_pilots_that_share_a_group_have_groups_of_their_own_to_the_end(found: dict[str, Any]) -> None:
+    told = [re.fullmatch(r"/sys/fs/cgroup/two/(payload-1-0-\w+) 109998080\n", text) for text in found["two"]]
+    assert len({match[1] for match in told if match}) == 2, found["two"]
 
 
 @pytest.mark.parametrize("name", CASES)
