@@ -199,9 +199,10 @@ class Tracer(StagingObserver):
 
         What was given up because of another file has that one's error, and no trace.
         """
-        if failure.attempts or id(failure.error) in self._causes or failure.direction is None:
-            return
+        known = id(failure.error) in self._causes
         self._causes.add(id(failure.error))
+        if failure.attempts or known or failure.direction is None:
+            return
         now = time.time()
         self._give(
             self._common(failure.direction, failure.file)

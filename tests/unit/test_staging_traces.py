@@ -17,7 +17,7 @@ from pilot.job import File, Job, Kind
 from pilot.server.transport import Transport
 from pilot.settings import Settings
 from pilot.staging.faults import Direction
-from pilot.staging.result import FailedFile, Progress, StagedFile, Trial
+from pilot.staging.result import Attempt, FailedFile, Progress, StagedFile, Trial, gave_up
 from pilot.staging.services import make_tracing
 from pilot.staging.traces import TraceFacts, Tracer, TraceSender, client_state
 from tests.parts import free_port
@@ -144,6 +144,9 @@ def test_what_nobody_could_try_has_a_trace_and_what_it_ended_has_none():
     tried = TransferError(Code.STAGEINFAILED, "no")
     made.tried(trial(tried))
     made.failed(FailedFile(file=INPUT, error=tried, direction=Direction.IN))
+    lost = gave_up(INPUT, [Attempt(tool="xrdcp", url="root://a//f", error=tried, seconds=0)])
+    made.failed(replace(lost, direction=Direction.IN))
+    made.failed(FailedFile(file=replace(INPUT, lfn="other"), error=lost.error, direction=Direction.IN))
     assert [trace["clientState"] for trace in sent] == ["NO_REPLICA", "COPY_ERROR"]
 
 
