@@ -295,7 +295,7 @@ class Call:
         tell = partial(
             Trial,
             direction=self._direction,
-            file=file,
+            file=replace(file, size=way.size),
             tool=candidate.tool,
             url=candidate.url,
             endpoint=candidate.endpoint,

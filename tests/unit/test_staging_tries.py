@@ -107,6 +107,12 @@ def test_every_try_is_told_with_its_end(tmp_path):
     assert all(trial.began > 1e9 and 0 <= trial.seconds < 1 for trial in trials.all)
 
 
+def test_a_try_that_failed_tells_how_much_it_was_to_move(tmp_path):
+    trials, tool = Trials(), Scripted({"test://A/f": [WRONG]})
+    stage_out(engine(tmp_path, {"f": [a("A", "f")]}, tool, trials), outputs(tmp_path, "f"), tmp_path)
+    assert [trial.file.size for trial in trials.all] == [len(b"output")]
+
+
 def test_an_observer_that_fails_does_so_alone(tmp_path, caplog):
     class Broken(StagingObserver):
         def tried(self, trial: Trial) -> None:
