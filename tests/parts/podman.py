@@ -37,15 +37,22 @@ runroot = "{top}/run"
 
 @dataclass(frozen=True, slots=True)
 class Podman:
-    """How to reach it: variables for its environment."""
+    """How to reach it: variables for its environment, and where it runs: conmon leaves a file `oom` there."""
 
     environ: Mapping[str, str]
+    folder: Path
 
     def __call__(self, *words: str, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
         """Run a command of it."""
         environ = {"PATH": os.environ["PATH"], "HOME": "/root", **self.environ}
         return subprocess.run(
-            ["podman", *words], env=environ, capture_output=True, text=True, timeout=timeout, check=False
+            ["podman", *words],
+            env=environ,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
 
     def containers(self) -> list[str]:
@@ -61,7 +68,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     (top / "containers.conf").write_text(_CONFIG.format(top=top))
     (top / "storage.conf").write_text(_STORAGE.format(top=top))
     found = Podman(
-        {"CONTAINERS_CONF": str(top / "containers.conf"), "CONTAINERS_STORAGE_CONF": str(top / "storage.conf")}
+        {"CONTAINERS_CONF": str(top / "containers.conf"), "CONTAINERS_STORAGE_CONF": str(top / "storage.conf")}, top
     )
     done = found("run", "--rm", "--network=host", "--rootfs", "/:O", "/bin/true")
     if done.returncode != 0:
