@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pilot.assembly import Place, find_experiment, make_bench, make_fetch, make_main_dir
 from pilot.batch import BatchFacts
-from pilot.errors import Code, PilotError
+from pilot.errors import Code, Fault, JobDefinitionError, PilotError
 from pilot.job import Job
 from pilot.jobfile import LOCAL_JOB_ID, LocalJob, load_job_file
 from pilot.jobrun import JobRun
@@ -82,6 +82,8 @@ class LocalRun:
     def _failed(self, error: PilotError) -> Outcome:
         outcome = Outcome(Job(job_id=LOCAL_JOB_ID))
         outcome.fail(error)
+        if isinstance(error, JobDefinitionError):  # of other jobs the server's fault
+            outcome.fault = Fault.USER
         self.progress.ended(outcome)
         return outcome
 

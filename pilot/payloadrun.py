@@ -19,7 +19,7 @@ from pathlib import Path
 from pilot.bench import Bench
 from pilot.cgroup import Nest
 from pilot.contain import Runtime, choose_runtime, failure_of, make_container, make_private, private_beside
-from pilot.errors import Code, Fault
+from pilot.errors import Code, Fault, PilotError
 from pilot.experiment import JOURNAL
 from pilot.grace import Ledger
 from pilot.job import Job, Limits
@@ -278,6 +278,10 @@ class PayloadRun:
             if ended.status:  # perhaps for the signal that is about to reach us too: Slurm tells everybody
                 await stop.wait(SIGNAL_PATIENCE)
             stop.check()
+        except PilotError as error:
+            if error.code is Code.RESOURCEUNAVAILABLE:  # too many processes: here no want of the node
+                self._scene.outcome.fault = Fault.USER
+            raise
         finally:
             await asyncio.gather(*map(self._end, self._running))
             self._masks.read()

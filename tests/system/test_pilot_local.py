@@ -186,6 +186,7 @@ def test_a_job_that_cannot_run_ends_with_a_result_and_one_message(
     result = local.result()
     assert result["state"] == "failed"
     assert words in result["pilot_error_diag"]
+    assert result["fault"] == "user" or words in ("journal.jsonl", "pilot plugins", "missing.txt")
     assert pilot.text.count("✗") == 1
     assert words in pilot.text
     assert "Traceback" not in pilot.text
