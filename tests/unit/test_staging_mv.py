@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from copytools import mv
-from copytools.mv import Mv, local_path
+from copytools.mv import BLOCK, Mv, local_path
 from pilot.errors import Code, PilotError, Trait, TransferError
 from pilot.job import File, Kind
 from pilot.staging.checksum import Hasher
@@ -311,6 +311,23 @@ def test_a_stop_does_not_wait_until_all_that_was_written_is_read_back(tmp_path, 
     assert error is handle.stopped_by
     assert time.monotonic() - began < 5
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_copy_that_cannot_be_read_before_it_is_closed_is_read_then(tmp_path):
+    """As on mounts of object stores: here it has no name while it is written."""
+    source, hidden, seen = made(tmp_path / "f", content(3 * BLOCK)), tmp_path / "hidden", []
+
+    def hide() -> None:
+        if not seen:
+            seen.append(next((tmp_path / "out").iterdir()))
+            seen[0].rename(hidden)
+        elif hidden.exists():
+            for thread in [thread for thread in threading.enumerate() if thread.name == "read back"]:
+                thread.join()
+            hidden.rename(seen[0])
+
+    stored = tool().put(outgoing(source, tmp_path / "out" / "f", checksums={}), WatchfulHandle(hide))
+    assert stored.checksums == {"adler32": checksums(source.read_bytes())["adler32"]}
 
 
 @pytest.fixture
