@@ -87,7 +87,8 @@ def _named_by(storage: Storage) -> Iterator[_Named]:
         if isinstance(settings, Mapping) and settings.get("access_key") and settings.get("secret_key"):
             secure = str(settings.get("is_secure", True)).lower() not in _PLAIN
             names = (str(settings["access_key"]), str(settings["secret_key"]))
-            yield _Named(_plain(f"{protocol.endpoint}{protocol.path}"), storage.name, names, secure)
+            prefix = _plain(f"{protocol.endpoint}{protocol.path}/")  # `bucket` is not where `bucket2` begins
+            yield _Named(prefix, storage.name, names, secure)
 
 
 def _plain(url: str) -> str:

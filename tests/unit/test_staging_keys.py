@@ -54,6 +54,7 @@ def test_the_storage_with_the_longest_path_counts_and_each_is_asked_for_once() -
         assert find("s3://host:9000/bucket/logs/f") == StorageKeys("LOGS.PUB", Secret("LOGS.PRIV"))
         assert find("s3://host:9000/other/f") is None
         assert find("s3://elsewhere/bucket/f") is None
+        assert find("s3://host:9000/bucket2/f") is None
     assert server.asked == [("all.pub", "all.priv"), ("logs.pub", "logs.priv")]
     assert server.told == [Secret("ALL.PRIV"), Secret("LOGS.PRIV")]
 
