@@ -143,14 +143,17 @@ class Custody:
         self._file.close()
 
     def _settle_links(self) -> None:
-        """An output that is a link to another file of the directory becomes that file, or the move would part them."""
+        """An output that is a link into the directory becomes that file; one that leads out leads there from anywhere.
+
+        The move would break the one if it is absolute, and the other if it is relative or goes by a link to an input.
+        """
         top = os.path.realpath(self._workdir)
         for path in (self._workdir / file.lfn for file in self._note.files):
-            real = Path(os.path.realpath(path))
-            if path.is_symlink() and real.is_relative_to(top):
-                whole = path.with_name(f".{path.name}.whole")
-                os.link(real, whole)
-                whole.replace(path)
+            if path.is_symlink():
+                real = os.path.realpath(path)
+                settled = path.with_name(f".{path.name}.settled")
+                (os.link if Path(real).is_relative_to(top) else os.symlink)(real, settled)
+                settled.replace(path)
 
     def _prune(self) -> None:
         """Inputs and what the payload left beside its outputs is in the log; without a log it stays."""

@@ -1,4 +1,4 @@
-"""What is delivered later: a place that hangs holds up no stop."""
+"""What is delivered later: a place that hangs holds up no stop, and links lead where they led."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import pytest
 
 from pilot import undelivered
 from pilot.errors import Code, PilotError
+from pilot.job import File, Job, Kind
+from pilot.server.report import Report, State
 from pilot.stop import Stop
+from pilot.undelivered import Custody, Note
 
 
 def test_a_stop_does_not_wait_for_a_place_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +35,23 @@ def test_a_stop_does_not_wait_for_a_place_that_hangs(tmp_path: Path, monkeypatch
     assert asyncio.run(scenario()) == 0
     gate.set()
     assert time.monotonic() - started < 2
+
+
+def test_an_output_that_is_a_link_is_the_same_file_where_it_is_kept(tmp_path: Path) -> None:
+    workdir, kept = tmp_path / "main" / "PanDA_Pilot-1", tmp_path / "far" / "kept"
+    workdir.mkdir(parents=True)
+    (tmp_path / "disk").write_text("outside")
+    (workdir / "part").write_text("inside")
+    links = {"out": "../../disk", "in": str(tmp_path / "disk"), "by_input": "in", "own": str(workdir / "part")}
+    for name, target in links.items():
+        (workdir / name).symlink_to(target)
+    (workdir / "log").touch()
+    files = [*(File(lfn=name, kind=Kind.OUTPUT) for name in links if name != "in"), File(lfn="log", kind=Kind.LOG)]
+    report = Report(job_id=1, attempt=1, state=State.FINISHED, node="n", queue="Q")
+    custody = Custody(workdir, Note(job=Job(job_id=1), files=tuple(files), report=report, queue="Q"))
+    custody.move(custody.place(kept))
+    text = {path.name: path.read_text() for path in (kept / workdir.name).iterdir()}
+    assert {name: text[name] for name in ("out", "by_input", "own")} == {
+        "out": "outside", "by_input": "outside", "own": "inside",
+    }  # fmt: skip
+    assert "part" not in text
