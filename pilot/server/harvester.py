@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -168,10 +167,10 @@ class HarvesterServer:
             return
         await in_thread(self._withdraw)
         for path, job in await in_thread(self._left):
-            self._homes[_job_id(job)] = path.parent
-            with _warned():
-                await self.update(_not_begun(job, reason), Deadline(_LAST_REPORT))
-                await in_thread(partial(path.unlink, missing_ok=True))
+            if await in_thread(self._strike_out, path, job, []):
+                self._homes[_job_id(job)] = path.parent
+                with _warned():
+                    await self.update(_not_begun(job, reason), Deadline(_LAST_REPORT))
         with _warned():
             await in_thread((access / END).touch)
 

@@ -326,6 +326,24 @@ def test_a_job_of_a_file_that_cannot_be_removed_is_run_once(tmp_path):
     assert taken == [[{"PandaID": "5", "jobPars": "x"}], []]
 
 
+def test_a_job_that_another_pilot_of_the_worker_takes_at_the_end_of_this_one_is_not_reported_by_it(tmp_path):
+    for number in "12":
+        (tmp_path / number).mkdir()
+        (tmp_path / number / "pandaJobData.out").write_text(f"PandaID={number}")
+    one, other = exchange(tmp_path, tmp_path), exchange(tmp_path, tmp_path)
+    request = JobRequest(queue="Q", computing_element="Q", label="managed", node="n")
+    update, taken = one.update, []
+
+    async def late(*given):
+        taken.extend(await other.acquire(request))
+        await update(*given)
+
+    one.update = late
+    asyncio.run(one.finish(None))
+    assert taken == [{"PandaID": "2"}]
+    assert [path.parent.name for path in tmp_path.rglob("worker_attributes.json")] == ["1"]
+
+
 def exchange(folder, *inboxes):
     places = Exchange(inboxes=inboxes, access=folder, attributes=None, outputs=None, copies=folder, reports=True)
     return HarvesterServer(places, NoServer(folder / "heartbeat.json"))
