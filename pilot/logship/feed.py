@@ -165,6 +165,7 @@ class Feed:
         """Once when trouble begins, not at every try."""
         if not self._in_trouble:
             logger.warning("log sink %s: %s; %d lines wait", self.sink.name, problem, len(self._queue))
+            self._deadline = Deadline(min(self._patience, self._deadline.remaining))
         self._in_trouble = True
 
     def _rejoice(self) -> None:

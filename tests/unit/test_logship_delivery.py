@@ -348,6 +348,23 @@ def test_less_time_at_the_end_is_less_time_and_no_line_is_sent_twice(tmp_path):
     assert 800 - len(sinks[0].got) <= log.losses()["memory"] < 800  # of what is under way nobody knows
 
 
+def test_a_sink_whose_trouble_shows_at_the_end_has_no_more_time_than_one_that_was_in_trouble(tmp_path):
+    sink = Memory(*[SinkError("503")] * 99)
+    sink.context = SinkContext(timeout=15)
+    log = ship(tmp_path, sink)
+    (tmp_path / "log").write_text("line\n")
+    log.follow(tmp_path / "log")
+
+    async def main():
+        log.start()
+        began = time.monotonic()
+        await log.finish(Deadline(20), patience=0.6)
+        return time.monotonic() - began
+
+    assert asyncio.run(main()) < 8
+    assert log.losses() == {"memory": 1}
+
+
 def test_a_sink_that_answers_late_is_not_called_again_before(tmp_path):
     sink = Memory(delay=1.6, max_records=10)
     sink.context = SinkContext(timeout=0.1)
