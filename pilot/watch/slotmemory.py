@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pilot.cgroup import Group
 from pilot.slurm import slurm_memory, slurm_setting
-from pilot.watch.memorylimit import MemoryLimit, proportional
+from pilot.watch.memorylimit import MemoryLimit
 from pilot.watch.meter import Sample
 
 logger = logging.getLogger(__name__)
@@ -52,9 +52,12 @@ def _of_group(slot: Group, own: int) -> MemoryLimit | None:
 
 def _of_slurm(environ: Mapping[str, str], own: int) -> MemoryLimit | None:
     params = slurm_setting(environ, "JobAcctGatherParams").lower()
-    megabytes = slurm_memory(environ) if "overmemorykill" in params else 0
-    whole = MemoryLimit(kb=megabytes << 10, origin=f"{megabytes} MB of Slurm")
-    return _left(whole if "usepss" in params else replace(whole, counts="RSS", used=attrgetter("rss")), own)
+    # Else it does not look, or counts as we cannot: each process without what it shares, or as a control group does.
+    looks = slurm_setting(environ, "JobAcctGatherType").lower().endswith("linux") and "noshare" not in params
+    megabytes = slurm_memory(environ) if looks and "overmemorykill" in params else 0
+    counts = "PSS" if "usepss" in params else "RSS"
+    used = attrgetter(counts.lower())
+    return _left(MemoryLimit(kb=megabytes << 10, origin=f"{megabytes} MB of Slurm", counts=counts, used=used), own)
 
 
 def _charged(slot: Group, own: int, sample: Sample) -> int:
@@ -64,8 +67,11 @@ def _charged(slot: Group, own: int, sample: Sample) -> int:
 
 
 def _needed(sample: Sample) -> int:
-    """The same from the payload's processes, where others are in the group; pages of files can be taken back."""
-    return max(0, proportional(sample) - sample.files) + sample.swap
+    """The same from the payload's processes, where others are in the group; pages of files can be taken back.
+
+    Not from RSS where PSS is not known: what is shared would count for each process.
+    """
+    return max(0, sample.pss - sample.files) + sample.swap
 
 
 def _left(whole: MemoryLimit, own: int) -> MemoryLimit | None:

@@ -20,9 +20,9 @@ def own(monkeypatch):
     monkeypatch.setattr(slotmemory, "_own_use", lambda: (40_000, 30_000))
 
 
-def slurm(tmp_path, params="OverMemoryKill", **variables):
+def slurm(tmp_path, params="OverMemoryKill", gather="linux", **variables):
     conf = tmp_path / "slurm.conf"
-    conf.write_text(f"JobAcctGatherType=jobacct_gather/linux\n jobacctgatherparams = {params}\n")
+    conf.write_text(f"JobAcctGatherType=jobacct_gather/{gather}\n jobacctgatherparams = {params}\n")
     return {"SLURM_JOB_ID": "1", "SLURM_CONF": str(conf), "SLURM_MEM_PER_NODE": "2000"} | variables
 
 
@@ -67,6 +67,19 @@ def test_what_nobody_enforces_is_no_limit(tmp_path):
     assert slot_limits({"_CONDOR_MACHINE_AD": str(ad)}, NO_GROUP) == []
     assert slot_limits(slurm(tmp_path, "NoShared"), NO_GROUP) == []
     assert slot_limits(slurm(tmp_path, SLURM_JOB_ID=""), NO_GROUP) == []
+
+
+def test_what_slurm_counts_otherwise_is_no_limit(tmp_path):
+    """A page that eight processes share is eight in the sum of their RSS."""
+    for told in [("NoShared,OverMemoryKill",), ("OverMemoryKill", "cgroup"), ("OverMemoryKill", "none")]:
+        assert slot_limits(slurm(tmp_path, *told), NO_GROUP) == [], told
+
+
+def test_where_pss_is_not_known_no_shared_page_counts_for_each_process(tmp_path):
+    unknown = Sample(seconds=1.0, processes=8, rss=8_000_000)
+    slot = group(tmp_path / "slot", memory__max=str(1 << 30), cgroup__procs=f"{os.getpid()}\n0\n")
+    limits = slot_limits(slurm(tmp_path, "UsePss,OverMemoryKill"), slot)
+    assert [limit.used(unknown) for limit in limits] == [0, 0]
 
 
 def test_a_slot_that_is_hardly_enough_for_the_pilot_is_told_and_ends_no_payload(tmp_path, caplog):
