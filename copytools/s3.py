@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import binascii
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -53,6 +54,9 @@ MOST_PARTS = 9_000
 
 #: Seconds for which what we sign ourselves is good: longer than the parts of any file take.
 SIGNED = 86_400
+
+#: Where Debian has its CAs; elsewhere OpenSSL knows.
+NODE_CAS = "/etc/ssl/certs/ca-certificates.crt"
 
 #: Asks the storage for the checksum that it keeps: to boto3, and in the request.
 _TELL: Mapping[str, str] = MappingProxyType({"ChecksumMode": "ENABLED"})
@@ -159,10 +163,13 @@ class S3(CopyTool):
             return self._pools[origin]
 
     def _authorities(self) -> str:
-        """File with those to trust, as boto3 is told: what is said for it, else for all."""
+        """File with those to trust, for boto3 and for what it only signs: as it is told, else those of the node."""
+        import ssl
+
         environ = self.context.environ
-        found = self._core and self._core.get_config_variable("ca_bundle")
-        return str(found or environ.get("AWS_CA_BUNDLE") or environ.get("REQUESTS_CA_BUNDLE") or "")
+        said = self._core and self._core.get_config_variable("ca_bundle")
+        said = said or environ.get("AWS_CA_BUNDLE") or environ.get("REQUESTS_CA_BUNDLE")
+        return str(said or ssl.get_default_verify_paths().cafile or next(filter(os.path.exists, [NODE_CAS]), ""))
 
     def _object(self, url: str) -> _Object:
         place, keys = place_of(url, self._endpoint_of(url)), self.context.keys(url)
@@ -211,7 +218,10 @@ class S3(CopyTool):
         own = {"aws_access_key_id": keys.access, "aws_secret_access_key": keys.secret.reveal()} if keys else {}
         session = self._new_session()
         region = region or options.get("region") or session.region_name or "us-east-1"
-        return session.client("s3", endpoint_url=endpoint or None, region_name=region, config=config, **own)
+        trusted = self._authorities() or None
+        return session.client(
+            "s3", endpoint_url=endpoint or None, region_name=region, config=config, verify=trusted, **own
+        )
 
     def _profile(self) -> str:
         """The profile to use; naming one makes boto3 pass over keys in the environment."""

@@ -139,6 +139,20 @@ def test_the_region_is_asked_for_also_where_the_url_names_a_host_of_amazon(monke
         assert signed.startswith(f"https://s3.us-east-1.amazonaws.com/{bucket}/key?")
 
 
+@pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_small_and_large_files_trust_the_same_authorities(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "ca.pem").touch()
+    ours = str(tmp_path / "ca.pem")
+    monkeypatch.setenv(variable, ours)
+    tool = S3(ToolContext(environ={"S3_ACCESS_KEY": "a", "S3_SECRET_KEY": "b", variable: ours}))
+    assert tool._client("https://127.0.0.1:1", None)._endpoint.http_session._verify == ours
+    assert tool._authorities() == ours
+
+
 DATA = bytes(range(256)) * (160 << 10)  # of three parts
 
 
