@@ -9,8 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,12 +39,12 @@ def regular(path: str | Path, flags: int) -> int:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
+    os.set_blocking(fd, True)  # file systems above tapes answer EAGAIN else, where they should bring the bytes
     return fd
 
 
-@contextmanager
-def followed(path: Path, within: Path | None) -> Iterator[int]:
-    """A descriptor of what a name leads to, to ask about it or to open it by `/proc/self/fd` (O_PATH of open(2)).
+def followed(path: Path, within: Path | None) -> os.stat_result:
+    """What a name leads to.
 
     Args:
         path: of an output, which may be a link: to another disk of the node, for example.
@@ -57,11 +55,13 @@ def followed(path: Path, within: Path | None) -> Iterator[int]:
         LedOutError: it does.
         OSError: there is nothing.
     """
+    if within is None:
+        return path.stat()
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         real = os.readlink(f"/proc/self/fd/{fd}")
-        if within is not None and not Path(real).is_relative_to(os.path.realpath(within)):
+        if not Path(real).is_relative_to(os.path.realpath(within)):
             raise LedOutError(errno.EPERM, f"a link out of the job directory, to {real}", str(path))
-        yield fd
+        return os.fstat(fd)
     finally:
         os.close(fd)

@@ -7,7 +7,6 @@ files are compressed already and can then be read inside the archive.
 
 from __future__ import annotations
 
-import os
 import stat
 import zipfile
 from collections.abc import Callable
@@ -65,8 +64,7 @@ def make_archives(
 def _is_ours(path: Path, workdir: Path, inputs: set[str], within: Path | None) -> bool:
     """A file of the job directory itself; a link only if it is an input, which we have made one."""
     try:
-        with followed(path, within) as fd:
-            mode = os.fstat(fd).st_mode
+        mode = followed(path, within).st_mode
     except (OSError, ValueError):
         return False
     return path.parent == workdir and stat.S_ISREG(mode) and (path.name in inputs or not path.is_symlink())

@@ -166,8 +166,7 @@ class Mover:
         """
         with _door(Direction.OUT, "pilot"):
             try:
-                with followed(path, within) as fd:
-                    info = os.fstat(fd)
+                info = followed(path, within)
             except (FileNotFoundError, NotADirectoryError):
                 raise TransferError(Code.MISSINGOUTPUTFILE, f"there is no {path}", Trait.FATAL) from None
             except LedOutError as error:
