@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import binascii
 import re
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
@@ -34,8 +35,9 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 #: Connections that are kept for a host: as many as files and their parts may move at once.
 _KEPT = 100
 
-#: What may be gone when it is asked again.
+#: What may be gone when it is asked again, and the seconds before that: less than a stop leaves a transfer.
 _BUSY = (429, 500, 502, 503, 504)
+_PAUSES = (0.3, 0.9, 0.0)
 
 
 class PresignedSource:
@@ -159,26 +161,32 @@ def request(
     A busy storage is asked again, as boto3 does: of the many requests of a large file one always fails. So a file that
     is put may be there already, from a try whose answer was lost.
     """
-    from urllib3 import Retry, Timeout
+    from urllib3 import Timeout
+    from urllib3.exceptions import ProtocolError
 
-    response = pool.request(
-        method,
-        url,
-        headers=headers,
-        body=cast("IO[bytes] | None", body),  # it has what is read of one
-        retries=Retry(
-            2,
-            read=1,  # each may be a long silence
-            backoff_factor=0.5,
-            status_forcelist=_BUSY,
-            raise_on_status=False,
-            respect_retry_after_header=False,
-        ),
-        redirect=False,
-        preload_content=method != "GET",
-        decode_content=False,
-        timeout=Timeout(connect=CONNECT, read=SILENCE),
-    )
+    for pause in _PAUSES:  # not by urllib3's own means: it would log the URL with its signature
+        try:
+            response = pool.request(
+                method,
+                url,
+                headers=headers,
+                body=cast("IO[bytes] | None", body),  # it has what is read of one
+                retries=False,
+                redirect=False,
+                preload_content=method != "GET",
+                decode_content=False,
+                timeout=Timeout(connect=CONNECT, read=SILENCE),
+            )
+        except ProtocolError as error:
+            if not pause or isinstance(error.args[-1], InterruptedError):  # by our side: the transfer is over
+                raise
+        else:
+            if not pause or response.status not in _BUSY:
+                break
+            response.close()
+        time.sleep(pause)
+        if body is not None:
+            body.seek(0)
     if response.status in allowed:
         return response
     try:

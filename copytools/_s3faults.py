@@ -73,8 +73,6 @@ def faults(direction: Direction, url: str) -> Iterator[None]:
 def _of_urllib3(error: Exception, direction: Direction, where: str) -> TransferError | None:
     from urllib3 import exceptions as http
 
-    if isinstance(error, http.MaxRetryError) and error.reason is not None:
-        error = error.reason
     if not isinstance(error, http.HTTPError):
         return None
     said = re.sub(r"\?\S+", "?...", str(error))  # some quote the URL

@@ -249,7 +249,7 @@ def test_a_busy_storage_is_asked_again_for_a_part_and_not_for_all(odd: str, tmp_
 
 @pytest.mark.parametrize("name", ["heard", "late"])
 def test_a_busy_storage_is_given_an_output_again_and_what_it_has_is_not_in_the_way(
-    odd: str, name: str, tmp_path: Path
+    odd: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "output").write_bytes(b"an output")
     file = File(lfn="output", kind=Kind.OUTPUT)
@@ -257,6 +257,7 @@ def test_a_busy_storage_is_given_an_output_again_and_what_it_has_is_not_in_the_w
     keys = {"S3_ACCESS_KEY": "a", "S3_SECRET_KEY": "b"}
     S3(ToolContext(environ=keys)).put(transfer, WatchfulHandle())
     assert (Odd.stored, Odd.busy) == (b"an output", 3)
+    assert "Signature" not in caplog.text
 
 
 @pytest.mark.parametrize("scheme", ["http://", ""])
