@@ -6,6 +6,7 @@ the help and of the docs (`python -m pilot.settingsdoc > docs/settings.md`). Opt
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -497,7 +498,8 @@ def _from_queue(overrides: Mapping[str, Any]) -> Iterator[_Change]:
         value = overrides.get(option.queue) if option.queue else None
         if value is not None:
             where = f"queue parameter {option.queue}"
-            yield _Change(name, option.parse(str(value), where), Origin(Rank.QUEUE, where))
+            text = json.dumps(value) if isinstance(value, list | dict) else str(value)
+            yield _Change(name, option.parse(text, where), Origin(Rank.QUEUE, where))
 
 
 def _from_flags(flags: Mapping[str, Any]) -> Iterator[_Change]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import typing
@@ -199,6 +200,10 @@ class TestFile:
 
 
 class TestQueue:
+    def test_a_list_among_the_parameters_of_a_queue_is_json(self, load):
+        rows = [{"regex": "run (\\d+)", "fault": "site"}]
+        assert json.loads(load().with_queue({"pilot_problem_matchers": rows}).problem_matchers) == rows
+
     def test_other_parameters_of_a_queue_are_passed_over(self, load):
         settings = load().with_queue({"allow_altstageout": True, "grace": 3, "url": "http://evil", "allow_http": True})
 
