@@ -57,16 +57,16 @@ class Memory:
         self._tally.add(sample)
         for take in self._also:
             take(sample)
-        for limit in self._limits:
-            self._check(sample, limit)
+        periods = [pace.next(self._checked(sample, limit), limit.kb) for limit, pace in self._limits.items()]
         price = (time.thread_time() - before) * _PAUSE
         self._period = min(self._period * 2, max(_STEADY, min(price, _LONGEST)))
-        return min([self._period, *(pace.next(limit.used(sample), limit.kb) for limit, pace in self._limits.items())])
+        return min([self._period, *periods])
 
-    def _check(self, sample: Sample, limit: MemoryLimit) -> None:
+    def _checked(self, sample: Sample, limit: MemoryLimit) -> int:
+        """What is used of it, kB."""
         used = limit.used(sample)
         if used <= limit.kb * _WARN:
-            return
+            return used
         text = (
             f"{used} kB ({limit.counts}) in {sample.processes} processes, the limit is {limit.kb} kB ({limit.origin})"
         )
@@ -75,3 +75,4 @@ class Memory:
         if limit not in self._warned:
             self._warned.add(limit)
             logger.warning("the payload is near its memory limit: %s", text)
+        return used
