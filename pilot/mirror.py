@@ -81,7 +81,8 @@ class Mirror:
     def _refresh(self, source: Path, copy: Path) -> None:
         """Copy it, unless the copy was renewed since and lasts longer."""
         version = _version(source)
-        if not (copy.exists() and (secret_end(copy) or 0) > (secret_end(source) or float("inf"))):
+        ours = source in self._copies and copy.exists()  # a killed pilot may have left that of an old secret
+        if not (ours and (secret_end(copy) or 0) > (secret_end(source) or float("inf"))):
             fresh = copy.with_name(f".{copy.name}.new")
             fresh.unlink(missing_ok=True)
             with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

@@ -136,9 +136,12 @@ def test_of_a_renewed_copy_and_a_changed_secret_the_one_that_lasts_longer_wins(t
         (tmp_path / "new").rename(path)
 
     secret = tmp_path / "token"
+    put(secret, 5000)
+    Mirror(tmp_path / "copies", lambda path: True).add(str(secret))  # of a pilot that was killed
     put(secret, 1000)
     with Mirror(tmp_path / "copies", lambda path: True, look=0.01) as mirror:
         copy = Path(mirror.add(str(secret)))
+        assert copy.read_text() == token(1000)
         put(copy, 3000)  # the pilot renews it
         put(secret, 2000)
         time.sleep(0.2)
