@@ -216,17 +216,14 @@ class Keeper:
             elif self._auth.certificate and role:
                 fresh = await self._issuer.get_proxy(role)
                 self._tell(fresh)
-                place = await in_thread(self._put_certificate, self._auth.certificate, fresh)
+                place = self._auth.certificate
+                await in_thread(write_private, place, fresh.reveal())
             else:
                 return
         except (ServerError, OSError) as error:
             logger.warning("the credential is not renewed: %s", getattr(error, "detail", error))
         else:
             logger.info("the credential is renewed: %s", place)
-
-    def _put_certificate(self, path: Path, proxy: Secret) -> Path:
-        write_private(path, proxy.reveal())
-        return path
 
 
 def find_key(name: str, directories: Sequence[Path]) -> Path | None:
