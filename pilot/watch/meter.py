@@ -19,7 +19,8 @@ class Sample:
 
     Attributes:
         rss, pss, vmem, swap: sums over the processes; RSS counts a shared page for each, PSS once.
-        files: the part of PSS that is pages of files, which the kernel can take back; 0 if it is not known.
+        held: what the kernel cannot take back: PSS without pages of files, and what is swapped out, shared pages once;
+            0 if it is not known.
         rchar, wchar: through system calls, page cache or not. rbytes, wbytes: from and to disks.
         cpu: user and system; utime, stime: the same one by one, where they are known.
         charged: memory of the payload's control group, page cache included.
@@ -32,7 +33,7 @@ class Sample:
     pss: int = 0
     vmem: int = 0
     swap: int = 0
-    files: int = 0
+    held: int = 0
     rchar: int = 0
     wchar: int = 0
     rbytes: int = 0

@@ -67,11 +67,8 @@ def _charged(slot: Group, own: int, sample: Sample) -> int:
 
 
 def _needed(sample: Sample) -> int:
-    """The same from the payload's processes, where others are in the group; pages of files can be taken back.
-
-    Not from RSS where PSS is not known: what is shared would count for each process.
-    """
-    return max(0, sample.pss - sample.files) + sample.swap
+    """The same from the payload's processes, where others are in the group."""
+    return sample.held
 
 
 def _left(whole: MemoryLimit, own: int) -> MemoryLimit | None:

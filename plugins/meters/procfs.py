@@ -46,7 +46,7 @@ class Procfs(Meter):
         self._seen: dict[tuple[int, bytes], _Used] = {}
         self._orphans: list[_Used] = []
         self._passes = 0
-        self._pss = self._swap = self._files = self._rss_then = 0
+        self._pss = self._swap = self._held = self._rss_then = 0
         self._highest = [0.0] * 6
 
     def attach(self, subject: Subject) -> None:
@@ -79,7 +79,7 @@ class Procfs(Meter):
             pss=min(self._pss, rss) if rss else 0,
             vmem=vmem,
             swap=self._swap,
-            files=self._files,
+            held=self._held if rss else 0,
             rchar=int(io[0]),
             wchar=int(io[1]),
             rbytes=int(io[2]),
@@ -108,7 +108,7 @@ class Procfs(Meter):
         moved = abs(rss - self._rss_then) > self._rss_then * _PSS_CHANGE
         if moved or len(pids) <= _SMALL_TREE or self._passes >= _PSS_EVERY:
             found = [_pss(pid) for pid in pids]
-            self._pss, self._swap, self._files = (sum(column) for column in zip((0, 0, 0), *found, strict=True))
+            self._pss, self._swap, self._held = (sum(column) for column in zip((0, 0, 0), *found, strict=True))
             self._rss_then, self._passes = rss, 0
 
 
@@ -122,13 +122,15 @@ def _used(pid: int, fields: list[bytes]) -> _Used:
 
 
 def _pss(pid: int) -> tuple[int, int, int]:
-    """Proportional set size, which counts shared pages once over the tree; swap; the part of the first in files, kB."""
-    found = dict.fromkeys((b"Pss:", b"Swap:", b"Pss_File:"), 0)  # the last since Linux 5.3
+    """Proportional set size, which counts shared pages once over the tree; swap; what is held of both, kB."""
+    found: dict[bytes, int] = {}
     for line in _read(pid, "smaps_rollup").splitlines():
         name, *value = line.split()
-        if name in found:
+        if name in (b"Pss:", b"Swap:", b"SwapPss:", b"Pss_File:"):
             found[name] = int(value[0])
-    return found[b"Pss:"], found[b"Swap:"], found[b"Pss_File:"]
+    pss, swap, files = (found.get(name, 0) for name in (b"Pss:", b"Swap:", b"Pss_File:"))
+    held = pss - files + found[b"SwapPss:"] if b"Pss_File:" in found else 0  # it is told since Linux 5.3
+    return pss, swap, held
 
 
 def _read(pid: int, name: str) -> bytes:

@@ -15,6 +15,7 @@ from pilot.payload.process import PayloadProcess
 from pilot.processes import Processes
 from pilot.stop import Deadline
 from pilot.watch.meter import Subject
+from plugins.meters import procfs
 from plugins.meters.procfs import Procfs
 
 ENVIRON = {"PATH": os.environ["PATH"]}
@@ -103,7 +104,7 @@ time.sleep(60)
     assert (sample.processes, sample.threads) == (1, 1)
     assert (sample.rss, sample.pss, sample.vmem) == (near(said["rss"]), near(said["pss"]), near(said["vmem"]))
     assert sample.rss > 100_000_000 / 1024
-    assert 20_000_000 / 1024 <= sample.files < sample.pss - 100_000_000 / 1024
+    assert 100_000_000 / 1024 < sample.held <= sample.pss - 20_000_000 / 1024
     assert (sample.utime, sample.stime) == (near(said["utime"], extra=0.03), near(said["stime"], extra=0.03))
     assert sample.cpu == sample.utime + sample.stime
     assert sample.utime >= 0.5
@@ -250,6 +251,14 @@ def test_pids_that_are_gone_or_not_ours_disturb_nothing():
     sample = meter.sample()
     assert sample.processes == 1
     assert sample.rss == near(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, rel=0.9)
+
+
+@pytest.mark.parametrize(("told", "held"), [("", 0), ("Pss_File: 300 kB\n", 450)])
+def test_what_is_held_counts_shared_swap_once_and_no_page_of_a_file(monkeypatch, told, held):
+    """Before Linux 5.3 the kernel does not tell which pages are of files."""
+    rollup = f"00-ff ---p 00 [rollup]\nPss: 700 kB\n{told}Swap: 400 kB\nSwapPss: 50 kB\n"
+    monkeypatch.setattr(procfs, "_read", lambda pid, name: rollup.encode())
+    assert procfs._pss(1) == (700, 400, held)
 
 
 def test_sampling_is_quick_and_leaves_no_descriptor(tmp_path, processes):

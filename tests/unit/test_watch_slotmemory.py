@@ -11,7 +11,7 @@ from pilot.watch.meter import Sample
 from pilot.watch.slotmemory import slot_limits
 
 NO_GROUP = Group(2, {})
-SAMPLE = Sample(seconds=1.0, processes=2, rss=900, pss=700, files=300, swap=50)
+SAMPLE = Sample(seconds=1.0, processes=2, rss=900, pss=700, held=450, swap=50)
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_what_slurm_counts_otherwise_is_no_limit(tmp_path):
         assert slot_limits(slurm(tmp_path, *told), NO_GROUP) == [], told
 
 
-def test_where_pss_is_not_known_no_shared_page_counts_for_each_process(tmp_path):
+def test_where_it_is_not_known_what_is_shared_no_rss_counts(tmp_path):
     unknown = Sample(seconds=1.0, processes=8, rss=8_000_000)
     slot = group(tmp_path / "slot", memory__max=str(1 << 30), cgroup__procs=f"{os.getpid()}\n0\n")
     limits = slot_limits(slurm(tmp_path, "UsePss,OverMemoryKill"), slot)
@@ -120,4 +120,4 @@ def test_beside_others_only_what_the_payload_itself_has_counts_without_pages_of_
     procs = f"{os.getpid()}\n0\n"
     slot = group(tmp_path, memory__max=str(1 << 30), memory__stat="anon 1073741824\n", cgroup__procs=procs)
     (limit,) = slot_limits({}, slot)
-    assert limit.used(SAMPLE) == 700 - 300 + 50
+    assert limit.used(SAMPLE) == 450
