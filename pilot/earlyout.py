@@ -244,12 +244,13 @@ class EarlyOut:
         """Where to read an output of a payload that runs in a container: by what is open here.
 
         It cannot put a link to what it may not see in the place of the file, as it could with a name, while that moves.
+        Programs must find that, too: by our number in the `/proc` that they have, perhaps not the one that we know.
         """
         if not self._engine.confined:
             yield {}
             return
         with open_left(self._workdir / lfn) as file:
-            yield {lfn: Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")}
+            yield {lfn: Path(f"{os.path.realpath('/proc/self')}/fd/{file.fileno()}")}
 
     async def _let_know(self, lfn: str) -> None:
         if self._register is None:

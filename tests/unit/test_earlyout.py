@@ -29,7 +29,7 @@ class Engine:
     async def stage_out(self, files: Any, workdir: Path, stop: Stop, paths: Any) -> StagingResult:
         done = []
         for file in files:
-            path = workdir / file.lfn
+            path = paths.get(file.lfn, workdir / file.lfn)
             self.sent.append((file.lfn, path.read_text()))
             done.append(
                 StagedFile(file=file, path=path, url=f"x://{file.lfn}", size=1, checksums={}, tool="x", seconds=0)
@@ -85,6 +85,22 @@ def test_a_link_in_the_place_of_an_output_is_not_followed(tmp_path: Path) -> Non
             (tmp_path / "x").rename(tmp_path / "a")
             await asyncio.sleep(0.1)
         assert engine.sent == []
+
+    asyncio.run(scenario())
+
+
+def test_the_file_itself_is_read_where_proc_is_of_another_pid_namespace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getpid", lambda: 2)
+
+    async def scenario() -> None:
+        out, engine, _ = early(tmp_path, "a")
+        engine.confined = True
+        async with out:
+            (tmp_path / "a").write_text("one")
+            await sent(engine, 1)
+        assert engine.sent == [("a", "one")]
 
     asyncio.run(scenario())
 
