@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,9 @@ from pilot.staging.handle import TransferHandle
 
 logger = logging.getLogger(__name__)
 
+#: What a file is called until it is whole, which is another name each time (`partial_suffix` of the copy tools).
+_PARTIAL = re.compile(r"\.\d+-[0-9a-f]{8}\.partial\b")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
@@ -30,7 +34,7 @@ class Attempt:
 
     def __str__(self) -> str:
         where = shown(self.url)
-        return f"{self.tool} {where}: {without(self.error.diag, where)}"
+        return f"{self.tool} {where}: {without(_PARTIAL.sub('', self.error.diag), where)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -113,6 +113,13 @@ def test_a_try_that_failed_tells_how_much_it_was_to_move(tmp_path):
     assert [trial.file.size for trial in trials.all] == [len(b"output")]
 
 
+def test_tries_that_failed_in_the_same_manner_are_one_line(tmp_path):
+    full = [TransferError(Code.STAGEOUTFAILED, f"PUT test://A/f.77-0123456{end}.partial: full") for end in "789"]
+    made = engine(tmp_path, {"f": [a("A", "f")]}, Scripted({"test://A/f": full}), attempts_out=3)
+    result = stage_out(made, outputs(tmp_path, "f"), tmp_path)
+    assert result.story == ["f: scripted test://A/f: Failed to stage-out file: PUT full (3 tries)"]
+
+
 def test_an_observer_that_fails_does_so_alone(tmp_path, caplog):
     class Broken(StagingObserver):
         def tried(self, trial: Trial) -> None:
