@@ -39,21 +39,35 @@ CONTENT = ("pilot.py", "pilot", "copytools", "plugins", "LICENSE", "README.md", 
 _PLATFORMS = ("manylinux2014_{}", "manylinux_2_17_{}", "manylinux_2_28_{}")
 
 BOOTSTRAP = '''\
-"""Unpack the pilot into a directory of its own and become it; the directory goes when it ends."""
+"""Unpack the pilot into a directory of its own and become it; the directory goes when it ends.
+
+A signal waits until the directory is there to be removed.
+"""
 
 import os
+import shutil
+import signal
 import sys
 import tempfile
 import zipfile
 
 if sys.version_info < (3, 11):
     sys.exit("pilot.pyz: Python >= 3.11 is needed, this is " + sys.version.split()[0])
+signals = [getattr(signal, "SIG" + name) for name in ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "XCPU")]
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 top = tempfile.mkdtemp(prefix="pilot-pyz-", dir=os.environ.get("PILOT_PYZ_DIR"))
-with zipfile.ZipFile(os.path.dirname(__file__)) as archive:
-    archive.extractall(top)
+try:
+    with zipfile.ZipFile(os.path.dirname(__file__)) as archive:
+        archive.extractall(top)
+except OSError as error:
+    shutil.rmtree(top, ignore_errors=True)
+    sys.exit("pilot.pyz: " + top + ": " + str(error) + "; PILOT_PYZ_DIR names another directory")
 become = (
-    "import atexit, shutil, sys; top = sys.argv.pop(1); sys.path.insert(0, top); "
-    "atexit.register(shutil.rmtree, top, ignore_errors=True); "
+    "import atexit, shutil, signal, sys; top = sys.argv.pop(1); sys.path.insert(0, top); "
+    "atexit.register(shutil.rmtree, top, ignore_errors=True); signals = " + str([int(one) for one in signals]) + "; "
+    "[signal.signal(one, lambda number, frame: sys.exit(128 + number)) "
+    "for one in signals if signal.getsignal(one) is signal.SIG_DFL]; "
+    "signal.pthread_sigmask(signal.SIG_UNBLOCK, signals); "
     "import pilot_main; sys.exit(pilot_main.main())"
 )
 os.execv(sys.executable, [sys.executable, "-c", become, top, *sys.argv[1:]])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.grid import until
 from tests.parts.release import build
 
 
@@ -119,3 +120,11 @@ def test_the_single_file_leaves_no_directory(dist, bare_python, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "mv" in done.stdout
     assert list(scratch.iterdir()) == []
+
+
+def test_nor_does_a_single_file_that_is_stopped_while_it_unpacks(dist, bare_python, tmp_path):
+    pilot = subprocess.Popen([bare_python, dist / "pilot.pyz", "plugins"], env={"PILOT_PYZ_DIR": str(tmp_path)})
+    until(lambda: list(tmp_path.iterdir()))
+    pilot.terminate()
+    assert pilot.wait(20) == 143
+    assert list(tmp_path.iterdir()) == []
