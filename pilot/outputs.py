@@ -68,6 +68,7 @@ class Outputs:
         self._engine = bench.engine(info, job)
         self._custody: Custody | None = None
         self._place: Path | None = None
+        self._links: dict[str, str] = {}
         self.is_idle = False
         self._manifest = bench.settings.early_manifest if bench.settings.early_stageout == "manifest" else ""
         self._early = self._make_early()
@@ -92,6 +93,10 @@ class Outputs:
 
     async def __aenter__(self) -> Self:
         """The payload is about to run."""
+        if self._job.zip_map:
+            from pilot.zipmap import linked_inputs
+
+            self._links = linked_inputs(self._job, self._workdir)
         if self._early:
             await self._early.__aenter__()
         return self
@@ -120,8 +125,8 @@ class Outputs:
         if self._job.zip_map:
             from pilot.zipmap import make_archives
 
-            within = self._workdir if self._engine.confined else None
-            made = await self._stop.guard(in_thread(make_archives, self._job, self._workdir, self._stop.check, within))
+            make = in_thread(make_archives, self._job, self._workdir, self._stop.check, self._links)
+            made = await self._stop.guard(make)
             logger.info("archives made of outputs: %s", ", ".join(made) or "none")
         outputs = self._now()
         if self._early:  # before the note is there: a later run takes what the journal has as stored

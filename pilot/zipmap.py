@@ -7,14 +7,16 @@ files are compressed already and can then be read inside the archive.
 
 from __future__ import annotations
 
+import os
 import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from pilot.errors import Code, PilotError
 from pilot.job import Job
-from pilot.left import followed, regular
+from pilot.left import regular
 
 #: Bytes copied at once.
 _BLOCK = 1 << 20
@@ -26,8 +28,16 @@ def parse(text: str) -> dict[str, list[str]]:
     return {archive: [name for name in names.split(",") if name] for archive, mark, names in items if mark and archive}
 
 
+def linked_inputs(job: Job, workdir: Path) -> dict[str, str]:
+    """Inputs that we have linked, and where to; ask before the payload can make links."""
+    return {file.lfn: os.readlink(path) for file in job.inputs if (path := workdir / file.lfn).is_symlink()}
+
+
 def make_archives(
-    job: Job, workdir: Path, check: Callable[[], None] = lambda: None, within: Path | None = None
+    job: Job,
+    workdir: Path,
+    check: Callable[[], None] = lambda: None,
+    links: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """Make the archives that are outputs and are not there, as far as all their files are. Blocks.
 
@@ -35,7 +45,7 @@ def make_archives(
         job: with its zip map.
         workdir: its directory.
         check: called between blocks; what it raises ends the work.
-        within: where the links of inputs must lead, see `pilot.left.followed`.
+        links: as `linked_inputs` said before the payload ran.
 
     Returns:
         Names of those that were made.
@@ -44,14 +54,13 @@ def make_archives(
         PilotError: FILEHANDLINGFAILURE (1303), one cannot be written.
     """
     wanted = {file.lfn for file in job.outputs}
-    inputs = {file.lfn for file in job.inputs}
     made = []
     for archive, names in parse(job.zip_map).items():
         target = workdir / archive
         parts = [workdir / name for name in names]
         if archive not in wanted or target.exists():
             continue
-        if not all(_is_ours(part, workdir, inputs, within) for part in parts):
+        if not all(_is_ours(part, workdir, links) for part in parts):
             continue
         try:
             _write(target, parts, check)
@@ -61,13 +70,14 @@ def make_archives(
     return made
 
 
-def _is_ours(path: Path, workdir: Path, inputs: set[str], within: Path | None) -> bool:
-    """A file of the job directory itself; a link only if it is an input, which we have made one."""
+def _is_ours(path: Path, workdir: Path, links: Mapping[str, str]) -> bool:
+    """A file of the job directory itself; a link only if we have made it."""
     try:
-        mode = followed(path, within).st_mode
+        made = path.is_symlink() and os.readlink(path) == links.get(path.name)
+        mode = (path.stat() if made else path.lstat()).st_mode
     except (OSError, ValueError):
         return False
-    return path.parent == workdir and stat.S_ISREG(mode) and (path.name in inputs or not path.is_symlink())
+    return path.parent == workdir and stat.S_ISREG(mode)
 
 
 def _write(target: Path, parts: list[Path], check: Callable[[], None]) -> None:

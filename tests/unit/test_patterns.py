@@ -12,7 +12,7 @@ from pilot import patterns
 from pilot.errors import Code, JobDefinitionError
 from pilot.job import File, Job, Kind
 from pilot.patterns import check_patterns, expanded
-from pilot.zipmap import make_archives, parse
+from pilot.zipmap import linked_inputs, make_archives, parse
 
 
 def job(*lfns: str, zip_map: str = "", inputs: tuple[str, ...] = ()) -> Job:
@@ -71,7 +71,7 @@ def test_an_archive_that_the_payload_did_not_make_is_made_and_can_be_read(tmp_pa
         "all.zip", "done.zip", zip_map="all.zip:a.root,b.root,in done.zip:a.root other.zip:a.root", inputs=("in",)
     )
     (tmp_path / "done.zip").write_text("the payload's")
-    assert make_archives(wanted, tmp_path) == ["all.zip"]
+    assert make_archives(wanted, tmp_path, links=linked_inputs(wanted, tmp_path)) == ["all.zip"]
     with zipfile.ZipFile(tmp_path / "all.zip") as archive:
         assert archive.testzip() is None
         assert archive.namelist() == ["a.root", "b.root", "in"]
