@@ -109,6 +109,7 @@ class Supervisor:
         """
         self.check()
         _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        others = _children()
         child = self._start(argv, environ, cwd, piped=copy is not None)
         if log:
             self._log = partial(log, child.pid)
@@ -118,7 +119,7 @@ class Supervisor:
             return self._await(child, stuck_after)
         finally:
             if child.returncode == -signal.SIGKILL:
-                _end_orphans({companion.pid} if companion else set())
+                _end_orphans(others | ({companion.pid} if companion else set()))
             if copying:
                 copying.join(timeout=10.0)
             if companion and _waited(companion, COMPANION) is None:
@@ -239,6 +240,14 @@ def put(data: bytes, outlet: int = STDOUT) -> None:
     with contextlib.suppress(OSError):
         while data:
             data = data[os.write(outlet, data) :]
+
+
+def _children() -> set[int]:
+    """What a script started beside us that became us by `exec`; nothing where the kernel does not tell."""
+    try:
+        return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+    except OSError:
+        return set()
 
 
 def _end_orphans(others: set[int]) -> None:

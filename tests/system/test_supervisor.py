@@ -259,3 +259,15 @@ def test_silence_ends_a_child(supervised):
         print(supervisor.was_stuck)
     """)
     assert done.stdout.splitlines()[-2:] == ["130", "True"], done.stderr
+
+
+def test_what_a_killed_child_leaves_is_ended_and_nothing_else(supervised):
+    done = supervised("""
+        helper = subprocess.Popen(["sleep", "30"])
+        text = "setsid sleep 31 & echo $! > left; kill -KILL $$"
+        print(supervisor.run(["bash", "-c", text], os.environ, here), helper.poll())
+        helper.kill()
+        while Path(f"/proc/{Path('left').read_text().strip()}/cmdline").read_bytes():
+            time.sleep(0.01)
+    """)
+    assert done.stdout == "137 None\n", done.stderr
