@@ -143,9 +143,7 @@ def test_a_meter_tells_what_the_kernel_counted(tmp_path: Path, processes: Proces
     usage = found.usage
     assert usage.max_rss == near(found.rss)  # the sum of what each says of itself
     assert usage.max_pss is not None and usage.cpu_time is not None
-    charged = (group.memory_peak or 0) >> 10
-    written = 100 << 10  # in the page cache, when two of four had ended
-    assert usage.max_pss == near(max(charged, charged - written))
+    assert usage.max_pss == near((group.memory_peak or 0) >> 10)  # the file is written when two of four have ended
     counted = group.cpu_seconds or 0.0
     assert counted >= 2.4
     assert found.ended.spent.cpu == near(counted)
