@@ -56,8 +56,9 @@ class SitePrograms:
             raise TransferError(direction.failed, f"{argv[0]} cannot be run: {error.strerror}", Trait.NEXT) from error
         if done.returncode < 0:
             raise direction.fault(f"{argv[0]} was ended by signal {-done.returncode}")
-        if done.returncode == 127 and self.prepared:
-            raise TransferError(Code.UNKNOWNCOPYTOOL, f"no {argv[0]} after the queue's setup", Trait.NEXT)
+        if done.returncode == 127:  # a shell's word for a program that is not there, be it the interpreter of a script
+            why = f"{argv[0]} does not work here: {done.stderr.strip()[-200:]}"
+            raise TransferError(Code.UNKNOWNCOPYTOOL, why, Trait.NEXT)
         return done
 
     def _run(self, handle: Handle, argv: Sequence[str], watch: Path | None) -> subprocess.CompletedProcess[str]:

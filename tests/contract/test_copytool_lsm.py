@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from copytools._site import SitePrograms
 from copytools.lsm import Lsm
 from pilot.errors import Code, Trait, TransferError
 from pilot.job import File, Kind
 from pilot.staging.copytool import ToolContext, Transfer
+from pilot.staging.faults import Direction
 from pilot.testing.copytool import CopyToolConformance, WatchfulHandle, checksums
 
 HOST = "root://storage.site"
@@ -151,6 +153,13 @@ def test_a_program_that_brings_nothing_and_says_nothing_is_not_believed(site, tm
     one = Transfer(file=File(lfn="x", kind=Kind.INPUT), url=f"{HOST}/x", path=tmp_path / "x")
     error = failure(lambda: answering(site, 0).get(one, WatchfulHandle()))
     assert "no file" in error.detail
+
+
+def test_a_program_that_cannot_work_on_this_node_is_not_tried_again(site):
+    answering(site, 127, "no such interpreter")
+    error = failure(lambda: SitePrograms({}).run(WatchfulHandle(), Direction.OUT, [str(site / "lsm-put")]))
+    assert (error.code, error.trait) == (Code.UNKNOWNCOPYTOOL, Trait.NEXT)
+    assert "lsm-put does not work here: no such interpreter" in error.detail
 
 
 def test_without_programs_it_cannot_work_here():
