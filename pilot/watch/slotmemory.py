@@ -46,7 +46,7 @@ def slot_limits(environ: Mapping[str, str], slot: Group) -> list[MemoryLimit]:
 
 def _of_group(slot: Group, own: int) -> MemoryLimit | None:
     bound = (slot.memory_bound or 0) >> 10
-    used = partial(_charged, slot, own) if bound and slot.is_ours_alone else _needed
+    used = partial(_charged, slot, own) if bound and slot.is_ours_alone else attrgetter("held")
     return _left(MemoryLimit(kb=bound, origin="control group of the slot", counts="memory", used=used), own)
 
 
@@ -63,12 +63,7 @@ def _of_slurm(environ: Mapping[str, str], own: int) -> MemoryLimit | None:
 def _charged(slot: Group, own: int, sample: Sample) -> int:
     """What the kernel itself goes by: with files on a tmpfs, which are no process' memory."""
     needed = slot.memory_needed
-    return _needed(sample) if needed is None else max(0, (needed >> 10) - own)
-
-
-def _needed(sample: Sample) -> int:
-    """The same from the payload's processes, where others are in the group."""
-    return sample.held
+    return sample.held if needed is None else max(0, (needed >> 10) - own)
 
 
 def _left(whole: MemoryLimit, own: int) -> MemoryLimit | None:
