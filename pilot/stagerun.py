@@ -303,7 +303,8 @@ def tool_for(tools: ToolBox, wanted: str, url: str) -> str:
         return wanted
     if scheme == "file":
         return LOCAL_TOOL
-    names = tools.for_scheme(scheme)
+    signed = "X-Amz-Signature=" in url  # good for one request: other tools ask what is there before
+    names = tools.for_scheme(scheme, ["s3"] if signed else [])
     if not names:
         detail = f"no tool of this installation moves {shown(url)}; `pilot plugins` shows what there is"
         raise TransferError(Code.UNKNOWNCOPYTOOL, detail, Trait.FATAL)

@@ -111,6 +111,15 @@ def test_files_go_out_are_seen_come_back_and_go_away(storage, tmp_path):
     assert "1103 NOSUCHFILE" in gone.stderr
 
 
+def test_a_presigned_url_is_enough_to_put_a_file_and_to_get_it(s3_server, tmp_path):
+    (tmp_path / "f").write_bytes(b"data")
+    where = {"Bucket": s3_server.bucket, "Key": f"signed-{os.getpid()}-{time.monotonic_ns()}"}
+    put, get = (s3_server.client().generate_presigned_url(f"{way}_object", Params=where) for way in ("put", "get"))
+    done = stage(tmp_path, "put", "f", put).stdout + stage(tmp_path, "get", get, "back").stdout
+    assert (tmp_path / "back").read_bytes() == b"data"
+    assert "Signature" not in done
+
+
 def test_a_file_that_fails_does_not_keep_back_the_others(storage, tmp_path):
     (tmp_path / "good").write_bytes(b"good")
     stage(tmp_path, "put", "-q", "good", storage.url, **storage.environ)
