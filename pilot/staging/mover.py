@@ -19,7 +19,7 @@ from pilot.staging.checksum import computable, differing, file_checksums, normal
 from pilot.staging.copytool import CopyTool, Handle, Stored, Transfer
 from pilot.staging.faults import Direction, of_os_error
 from pilot.staging.plan import Candidate
-from pilot.staging.result import StagedFile, shown, without
+from pilot.staging.result import StagedFile, shown, unsigned, without
 from pilot.staging.toolbox import ToolBox
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Mover:
         return StagedFile(
             file=transfer.file,
             path=path,
-            url=candidate.surl or stored.url,
+            url=unsigned(candidate.surl or stored.url),
             size=size,
             checksums=checksums,
             tool=candidate.tool,
@@ -136,7 +136,7 @@ class Mover:
         return StagedFile(
             file=replace(file, endpoint=candidate.endpoint or file.endpoint, turl=candidate.url, near=candidate.near),
             path=path,
-            url=candidate.url,
+            url=unsigned(candidate.url),
             size=file.size or size or 0,
             checksums=file.checksums,
             tool=candidate.tool,
@@ -207,7 +207,7 @@ class Mover:
         return StagedFile(
             file=transfer.file,
             path=local.path,
-            url=candidate.surl or stored.url,
+            url=unsigned(candidate.surl or stored.url),
             size=local.size,
             checksums=local.checksums,
             tool=candidate.tool,

@@ -18,6 +18,9 @@ from pilot.staging.handle import TransferHandle
 
 logger = logging.getLogger(__name__)
 
+#: What makes a URL presigned: at Amazon and those like it, of version 4 and 2, and at Google.
+_SIGNED = re.compile(r"^https?://.*[?&](X-Amz-|X-Goog-)?Signature=")
+
 #: What a file is called until it is whole, which is another name each time (`partial_suffix` of the copy tools).
 _PARTIAL = re.compile(r"\.\d+-[0-9a-f]{8}\.partial\b")
 
@@ -253,6 +256,11 @@ def gave_up(file: File, attempts: Sequence[Attempt]) -> FailedFile:
     trait = getattr(attempts[-1].error, "trait", None)
     error = TransferError(first.code, detail, trait) if trait else PilotError(first.code, detail)
     return FailedFile(file=file, error=error, attempts=tuple(attempts))
+
+
+def unsigned(url: str) -> str:
+    """A URL as it may be reported: a signature is a password for some hours, and no part of where a file is."""
+    return shown(url) if _SIGNED.search(url) else url
 
 
 def shown(url: str) -> str:

@@ -120,6 +120,12 @@ def test_tries_that_failed_in_the_same_manner_are_one_line(tmp_path):
     assert result.story == ["f: scripted test://A/f: Failed to stage-out file: PUT full (3 tries)"]
 
 
+def test_what_is_reported_of_a_presigned_url_has_no_signature(tmp_path):
+    url = "https://A/f?X-Amz-Date=1&X-Amz-Signature=secret"
+    made = engine(tmp_path, {"f": [at(url)]}, Scripted({url: [b"x"]}))
+    assert [staged.url for staged in stage_in(made, inputs("f"), tmp_path).staged] == ["https://A/f"]
+
+
 def test_an_observer_that_fails_does_so_alone(tmp_path, caplog):
     class Broken(StagingObserver):
         def tried(self, trial: Trial) -> None:
