@@ -204,7 +204,7 @@ def a_tool_that_hangs_and_does_not_listen_does_not_hold_up_a_stop(top: Path, whe
         until(lambda: list(gate.glob(f"{where}-*")))
         sent = pilot.signal(signal.SIGTERM)
         assert pilot.wait() == 143
-        assert time.monotonic() - sent < 5
+        assert time.monotonic() - sent < 5 + 1  # a busy machine takes some of it to end a process
         job = grid.job_of(job_id)
         assert (job.finals, job.code) == (["failed"], 1201)
         assert grid.main_dirs() == []
