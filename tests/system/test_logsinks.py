@@ -166,9 +166,9 @@ def test_what_was_written_just_before_a_reset_is_written_again_however_late(monk
         made.send(records("one"))
         server.accept()[0].close()  # with what nobody has read, so it is a reset
     for _ in range(3):
-        time.sleep(0.2)
         with pytest.raises(SinkError):
             made.send(records("two"))
+        time.sleep(0.2)
     late = LineServer(port)
     late.kind = "logstash-tcp"
     try:
