@@ -13,9 +13,9 @@ from pilot.staging.result import shown
 
 #: Codes of the protocol by what they mean (Amazon S3 API Reference, Error responses).
 _REFUSED = {
-    "AccessDenied", "AccountProblem", "AllAccessDisabled", "AuthorizationHeaderMalformed", "ExpiredToken",
-    "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "TokenRefreshRequired",
-    "UnauthorizedAccess",
+    "AccessDenied", "AccountProblem", "AllAccessDisabled", "AuthorizationHeaderMalformed",
+    "AuthorizationQueryParametersError", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch", "TokenRefreshRequired", "UnauthorizedAccess",
 }  # fmt: skip
 _MISSING = {"NoSuchKey", "NoSuchVersion", "NoSuchBucket", "NotFound"}
 _BUSY = {"SlowDown", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests",

@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from copytools import s3
+from copytools._s3faults import refusal
 from copytools.s3 import S3, Place, place_of, region_of
-from pilot.errors import Trait, TransferError
+from pilot.errors import Code, Trait, TransferError
 from pilot.job import File, Kind
 from pilot.staging.copytool import CopyTool, ToolContext, Transfer
+from pilot.staging.faults import Direction
 from pilot.testing.copytool import CopyToolConformance, WatchfulHandle
 from tests.parts.s3 import OWNER, S3Server
 
@@ -151,6 +153,12 @@ def test_small_and_large_files_trust_the_same_authorities(
     tool = S3(ToolContext(environ={"S3_ACCESS_KEY": "a", "S3_SECRET_KEY": "b", variable: ours}))
     assert tool._client("https://127.0.0.1:1", None)._endpoint.http_session._verify == ours
     assert tool._authorities() == ours
+
+
+def test_a_signature_for_another_region_is_refused_as_a_wrong_one_is() -> None:
+    """Amazon says so with 400; requests have their signatures in the URL."""
+    error = refusal(Direction.IN, 400, "AuthorizationQueryParametersError", "the region is wrong")
+    assert (error.code, error.trait) == (Code.STAGEINAUTHENTICATIONFAILURE, Trait.NEXT)
 
 
 DATA = bytes(range(256)) * (160 << 10)  # of three parts
