@@ -145,10 +145,10 @@ _MEANINGS = (
     _Meaning("SourceNotFound", lambda to: to.missing, Trait.NEXT),
     _Meaning("CannotRead", lambda to: to.failed, Trait.NEXT),
     _Meaning(r"No space left|\[3009\]|\[3021\]|quota exceeded", lambda to: to.no_space, Trait.NEXT),
-    _Meaning("Operation expired|timed out|Timeout", lambda to: to.timed_out, Trait.RETRY),
     _Meaning(r"ALERT_\w*(CERTIFICATE|_CA\b)", lambda to: to.refused, Trait.NEXT),  # by TLS itself
     _Meaning("ServerConnectionException|DatabaseException|JSONDecodeError", _is(Code.RUCIOSERVICEUNAVAILABLE),
              Trait.RETRY),
+    _Meaning("Operation expired|timed out|Timeout", lambda to: to.timed_out, Trait.RETRY),
     _Meaning("RSEAccessDenied.*(onnection|onnect)", _is(Code.SERVICENOTAVAILABLE), Trait.RETRY),
     _Meaning("ConnectionError", _is(Code.RUCIOSERVICEUNAVAILABLE), Trait.RETRY),
     _Meaning("CannotAuthenticate|NoCredential|AccessDenied|NoAuthInformation", lambda to: to.refused, Trait.NEXT),

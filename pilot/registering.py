@@ -31,7 +31,7 @@ TIMEOUT = 300.0
 TRIES, PAUSE = 3, 4.0
 
 #: Faults that pass.
-_PASSING = {Code.RUCIOSERVICEUNAVAILABLE, Code.COMMANDTIMEDOUT, Code.STAGEOUTTIMEOUT}
+PASSING = {Code.RUCIOSERVICEUNAVAILABLE, Code.COMMANDTIMEDOUT, Code.STAGEOUTTIMEOUT}
 
 
 class Registrar:
@@ -65,7 +65,7 @@ class Registrar:
         try:
             await self._persist(self._catalogue, [as_registration(one) for one in files], stop)
         except PilotError as error:
-            if error.code in _PASSING:
+            if error.code in PASSING:
                 self._tries = 1  # the log must not wait as long again for a server that is down
             self._note("unregistered", sync=True, lfns=list(getattr(error, "remaining", lfns)), diag=error.diag)
             raise
@@ -78,7 +78,7 @@ class Registrar:
                 await self._once(catalogue, files, stop)
             except PilotError as error:
                 stop.check()
-                if error.code not in _PASSING:
+                if error.code not in PASSING:
                     raise
                 logger.warning("registration, try %d: %s", number, error)
                 await stop.wait(self._pause * 2 ** (number - 1) * random.uniform(0.5, 1.5))

@@ -30,7 +30,7 @@ from pilot.journal import JobState, Journal, Moved, state
 from pilot.left import open_left
 from pilot.logarchive import PILOT_LOG, archive_folder, make_log_archive
 from pilot.outcome import FileOutcome
-from pilot.registering import Registrar, wants_registration
+from pilot.registering import PASSING, Registrar, wants_registration
 from pilot.removal import remove_tree
 from pilot.server.report import FileReport, Report, State, Timings, Usage
 from pilot.stop import Deadline, Stop, in_thread
@@ -103,7 +103,7 @@ class Custody:
         done = {outcome.file.lfn for outcome in stored}
         left = [file for file in self._note.files if file.lfn not in done]
         there = all(_is_there(self._workdir / file.lfn) for file in left if file.kind is Kind.OUTPUT)
-        unregistered = error.code is Code.RUCIOSERVICEUNAVAILABLE  # all is stored, and the catalogue does not know
+        unregistered = error.code in PASSING  # all is stored, and the catalogue does not know
         return (bool(left) or unregistered) and there and error.code not in _HOPELESS
 
     def place(self, folder: Path) -> Path:

@@ -12,6 +12,7 @@ import pytest
 from pilot import undelivered
 from pilot.errors import Code, PilotError
 from pilot.job import File, Job, Kind
+from pilot.outcome import FileOutcome
 from pilot.server.report import Report, State
 from pilot.stop import Stop
 from pilot.undelivered import Custody, Note
@@ -35,6 +36,17 @@ def test_a_stop_does_not_wait_for_a_place_that_hangs(tmp_path: Path, monkeypatch
     assert asyncio.run(scenario()) == 0
     gate.set()
     assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("code", [Code.RUCIOSERVICEUNAVAILABLE, Code.STAGEOUTTIMEOUT, Code.COMMANDTIMEDOUT])
+def test_outputs_that_a_catalogue_that_is_away_or_hangs_does_not_know_are_kept(tmp_path: Path, code: Code) -> None:
+    file = File(lfn="out", kind=Kind.OUTPUT)
+    report = Report(job_id=1, attempt=1, state=State.FINISHED, node="n", queue="Q")
+    custody = Custody(tmp_path, Note(job=Job(job_id=1), files=(file,), report=report, queue="Q"))
+    stored = FileOutcome(file=file, url="x://out", size=1, checksums={})
+    assert custody.is_worth_it([stored], PilotError(code, "not registered"))
+    assert not custody.is_worth_it([stored], PilotError(Code.STAGEOUTFAILED, "no checksum"))
+    custody.end()
 
 
 def test_an_output_that_is_a_link_is_the_same_file_where_it_is_kept(tmp_path: Path) -> None:
