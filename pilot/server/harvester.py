@@ -88,6 +88,7 @@ class HarvesterServer:
     def __init__(self, exchange: Exchange, behind: Server) -> None:
         self.behind = behind
         self._exchange = exchange
+        self._taken: tuple[RawJob, Path] | None = None
         self._homes: dict[int, Path] = {}
         self._unremoved: set[int] = set()
         self._shared: set[Path] = set()
@@ -103,6 +104,7 @@ class HarvesterServer:
             ServerError: a file with definitions cannot be understood; it is left as it is.
         """
         taken = await in_thread(self._take)
+        self._taken = None
         if taken is None and self._exchange.pulls:
             return await self.behind.acquire(request)
         if taken is None:
@@ -168,11 +170,16 @@ class HarvesterServer:
         await in_thread(self._withdraw)
         for path, job in await in_thread(self._left):
             if await in_thread(self._strike_out, path, job, []):
-                self._homes[_job_id(job)] = path.parent
-                with _warned():
-                    await self.update(_not_begun(job, reason), Deadline(_LAST_REPORT))
+                await self._give_up(job, path.parent, reason)
+        if self._taken:  # a stop came meanwhile, and nobody waited for it
+            await self._give_up(*self._taken, reason)
         with _warned():
             await in_thread((access / END).touch)
+
+    async def _give_up(self, job: RawJob, home: Path, reason: PilotError | None) -> None:
+        self._homes[_job_id(job)] = home
+        with _warned():
+            await self.update(_not_begun(job, reason), Deadline(_LAST_REPORT))
 
     def _take(self) -> tuple[RawJob, Path] | None:
         """Take one job out of the first file that has one; the others stay there, for later or for the next pilot."""
@@ -185,7 +192,8 @@ class HarvesterServer:
             if self._strike_out(path, jobs[0], jobs[1:]):
                 self._withdraw()
                 self._clear(path.parent)
-                return jobs[0], path.parent
+                self._taken = jobs[0], path.parent
+                return self._taken
         return None
 
     def _is_being_written(self, path: Path) -> bool:

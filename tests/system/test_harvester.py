@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 from urllib.parse import urlencode
@@ -20,7 +21,7 @@ from pilot.errors import ServerError
 from pilot.server.harvester import Exchange, HarvesterServer, output_entry, read_jobs, worker_attributes
 from pilot.server.offline import NoServer
 from pilot.server.report import FileReport, JobRequest, Report, State
-from pilot.stop import Deadline
+from pilot.stop import Deadline, in_thread
 from tests.grid import ROOT, Grid, until
 from tests.parts import CACHE
 
@@ -342,6 +343,24 @@ def test_a_job_that_another_pilot_of_the_worker_takes_at_the_end_of_this_one_is_
     asyncio.run(one.finish(None))
     assert taken == [{"PandaID": "2"}]
     assert [path.parent.name for path in tmp_path.rglob("worker_attributes.json")] == ["1"]
+
+
+def test_a_job_that_is_taken_when_a_stop_waits_no_longer_is_reported(tmp_path):
+    (tmp_path / "pandaJobData.out").write_text("PandaID=1")
+    server = exchange(tmp_path, tmp_path)
+    strike_out, held = server._strike_out, threading.Event()
+    server._strike_out = lambda *given: held.wait(10) and strike_out(*given)
+
+    async def main():
+        asking = asyncio.ensure_future(server.acquire(JobRequest(queue="Q", computing_element="Q", label="", node="n")))
+        await asyncio.wait({asking}, timeout=0.2)
+        asking.cancel()
+        held.set()
+        await in_thread(until, lambda: server._taken)
+        await server.finish(None)
+
+    asyncio.run(main())
+    assert json.loads((tmp_path / "worker_attributes.json").read_text())["jobStatus"] == "failed"
 
 
 def exchange(folder, *inboxes):
