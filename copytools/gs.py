@@ -11,6 +11,7 @@ breaks. The storage checks and tells crc32c of every object, and md5 of those th
 from __future__ import annotations
 
 import os
+import re
 import threading
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping
@@ -314,17 +315,18 @@ def _of_library(error: Exception, direction: Direction, url: str) -> TransferErr
     from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
     from requests import exceptions as http
 
-    text = f"{url}: {error}"
+    said = re.sub(r"\?\S+", "?...", str(error))  # with its URL one may go on with an upload
+    text = f"{url}: {said}"
     if isinstance(error, api.RetryError) and isinstance(error.cause, Exception):
         return _of_library(error.cause, direction, url) or direction.fault(text)
+    if isinstance(error, auth.TransportError) or "Content-Range" in said:  # an upload was cut, and goes on elsewhere
+        return direction.fault(text)
     if isinstance(error, api.GoogleAPICallError):
         return refusal(direction, int(error.code or 0), "", text)
     if isinstance(error, DataCorruption):
         return TransferError(direction.mismatch("crc32c"), text)
     if isinstance(error, InvalidResponse):
         return refusal(direction, int(error.response.status_code), "", text)
-    if isinstance(error, auth.TransportError):
-        return direction.fault(text)
     if isinstance(error, auth.GoogleAuthError):
         return TransferError(direction.refused, text, Trait.NEXT)
     if isinstance(error, http.SSLError):

@@ -13,6 +13,7 @@ from pilot.job import File, Kind
 from pilot.staging.copytool import ToolContext, Transfer
 from pilot.testing.copytool import CopyToolConformance, WatchfulHandle, content
 from tests.parts import free_port
+from tests.parts.gate import Gate
 from tests.parts.gcs import GcsServer
 
 
@@ -68,6 +69,23 @@ class TestGs(CopyToolConformance):
         assert seen is not None
         assert seen.checksums.keys() == {"adler32", "md5", "crc32c"}
         assert seen.checksums == put.checksums
+
+    def test_an_upload_that_is_cut_is_begun_anew_and_its_session_is_not_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gate = Gate(self.server.port)
+        environ = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{gate.port}"}
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", environ["STORAGE_EMULATOR_HOST"])
+        tool = Gs(ToolContext(environ=environ))
+        (tmp_path / "cut").write_bytes(content(20 << 20))
+        gate.cut(2 << 20)
+        with pytest.raises(TransferError) as caught:
+            self.put(tool, "cut", tmp_path / "cut")
+        assert caught.value.trait is Trait.RETRY
+        assert "upload_id" not in caught.value.detail
+        self.put(tool, "cut", tmp_path / "cut")
+        assert self.fetch("cut") == content(20 << 20)
+        gate.close()
 
 
 def test_no_client_is_made_before_a_file_moves() -> None:
