@@ -77,6 +77,7 @@ class Mirror:
                         self._refresh(source, copy)
                 except OSError:  # between two versions
                     continue
+        shutil.rmtree(self._top, ignore_errors=True)  # perhaps the last copy came after the end
 
     def _refresh(self, source: Path, copy: Path) -> None:
         """Copy it, unless the copy was renewed since and lasts longer."""

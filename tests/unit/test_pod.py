@@ -155,6 +155,23 @@ def test_of_a_renewed_copy_and_a_changed_secret_the_one_that_lasts_longer_wins(t
     assert not copy.exists()
 
 
+def test_no_copy_is_left_by_a_look_that_meets_the_end(tmp_path: Path) -> None:
+    """One in fifteen was when it was not looked after."""
+    secret, new = tmp_path / "token", tmp_path / "new"
+    secret.touch()
+    for number in range(100):
+        with Mirror(tmp_path / f"copies-{number}", lambda path: True, look=0.001) as mirror:
+            mirror.add(str(secret))
+            for size in range(3):
+                new.write_bytes(bytes(size))
+                new.rename(secret)
+                time.sleep(0.0011)
+    until = time.monotonic() + 5
+    while list(tmp_path.glob("copies-*")) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not list(tmp_path.glob("copies-*"))
+
+
 @pytest.mark.parametrize("how", ["directory", "file"])
 def test_a_file_that_is_mounted_or_in_a_read_only_directory_needs_a_copy(tmp_path: Path, how: str) -> None:
     file, other = tmp_path / "file", Path("/dev/shm") / f"pilot-{os.getpid()}"
