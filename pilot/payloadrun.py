@@ -327,7 +327,7 @@ class PayloadRun:
             logger.error("the watch over the payload broke", exc_info=watching.exception())
         try:
             await self._guard.close(self._spent, self._seconds, killed=self._killed)
-            self._scene.outcome.metrics |= await self._guard.metrics()
+            self._scene.outcome.metrics |= await self._guard.metrics(self._scene.stop.deadline)
         except Exception:  # no job fails for what measures it
             logger.exception("the last look at the payload is left out")
         self._scene.outcome.usage = self._guard.usage

@@ -49,8 +49,8 @@ logger = logging.getLogger(__name__)
 #: Seconds for one key of machine features at a URL.
 _FEATURE_TIMEOUT = 5.0
 
-#: Seconds for the size of the job directory at the end.
-_PATIENCE = 1.0
+#: Longest time for the size of the job directory at the end, s, and its share of what is left.
+_PATIENCE, _SHARE = 1.0, 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,12 +156,13 @@ class Guard:
         """What the payload has used so far."""
         return self._tally.usage()
 
-    async def metrics(self) -> dict[str, str]:
+    async def metrics(self, deadline: Deadline) -> dict[str, str]:
         """Words of jobMetrics, after `close`; a directory that takes longer to look at is as large as it was seen."""
+        patience = min(_PATIENCE, deadline.remaining * _SHARE)
         post, gpus = self._post, self._gpu.hardware()["gpu"]
         size = self._size.peak if self._size else 0
         with suppress(TimeoutError):
-            size = max(size, await asyncio.wait_for(in_thread(tree_size, post.workdir), _PATIENCE))
+            size = max(size, await asyncio.wait_for(in_thread(tree_size, post.workdir), patience))
         return payload_metrics(post.job, self.usage, post.workdir, size, gpus)
 
     async def close(self, spent: Spent, seconds: float, *, killed: bool) -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
+import time
 
-from pilot.job import File, Job, Kind
+from pilot.cgroup import Nest
+from pilot.job import File, Job, Kind, Limits
+from pilot.processes import Processes
+from pilot.queuedata import Queue
 from pilot.server.report import Usage
+from pilot.settings import Settings
+from pilot.stop import Deadline
+from pilot.watch import guard
 from pilot.watch.metrics import payload_metrics
 
 JOB = Job(job_id=1, inputs=(File(lfn="in", kind=Kind.INPUT, size=1000),), outputs=(File(lfn="out", kind=Kind.OUTPUT),))
@@ -31,3 +40,22 @@ def test_what_is_not_known_is_not_told(tmp_path):
     (tmp_path / "in").symlink_to("/dev/zero")
 
     assert payload_metrics(JOB, Usage(), tmp_path, 0, {"nGPU": 0}) == {}
+
+
+def test_a_directory_that_cannot_be_looked_at_takes_a_stop_none_of_its_time(tmp_path, monkeypatch):
+    hangs = threading.Event()
+    monkeypatch.setattr(guard, "tree_size", lambda top: hangs.wait(30))
+    places = {"workdir": tmp_path, "main_dir": tmp_path, "own_files": (), "environ": {}, "nest": Nest("off")}
+    post = guard.Post(
+        job=JOB,
+        queue=Queue(),
+        settings=Settings(),
+        limits=Limits(),
+        processes=Processes(),
+        slot_end=Deadline(),
+        **places,
+    )
+    made, began = guard.Guard(post), time.monotonic()
+    asyncio.run(made.metrics(Deadline(0.1)))
+    assert time.monotonic() - began < 0.9
+    hangs.set()
