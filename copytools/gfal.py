@@ -49,6 +49,7 @@ class Gfal(RemoteTool):
     name = "gfal"
     schemes = frozenset({"srm", "gsiftp", "https", "davs", "root", "http", "dav"})
     checksums = frozenset({"adler32", "md5"})
+    works_by = ("gfal-copy",)
 
     def __init__(self, context: ToolContext) -> None:
         super().__init__(context)

@@ -45,6 +45,7 @@ class Gs(CopyTool):
     name = "gs"
     schemes = frozenset({"gs"})
     checksums = frozenset({"adler32", "md5", "crc32c"})
+    works_by = ("google-cloud-storage",)
     needs: ClassVar[Mapping[str, str]] = {"google.cloud.storage": "pip install 'pilot-toolkit[gs]'"}
 
     def __init__(self, context: ToolContext) -> None:

@@ -51,6 +51,7 @@ class Rucio(CopyTool):
     name = SCHEME
     schemes = frozenset({SCHEME, "root", "davs", "https", "srm", "gsiftp", "s3", "gs"})
     checksums = frozenset({"adler32"})
+    works_by = ("rucio-clients",)
     needs: ClassVar[Mapping[str, str]] = {"rucio": HINT}
 
     def __init__(self, context: ToolContext) -> None:

@@ -84,6 +84,7 @@ class S3(CopyTool):
     name = "s3"
     schemes = frozenset({"s3", "s3+rucio", "https", "http"})
     checksums = frozenset({"adler32", "md5", "crc32c"})
+    works_by = ("boto3",)
     needs: ClassVar[Mapping[str, str]] = {"boto3": "pip install 'pilot-toolkit[s3]'"}
 
     def __init__(self, context: ToolContext) -> None:

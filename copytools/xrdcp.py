@@ -42,6 +42,7 @@ class Xrdcp(RemoteTool):
     name = "xrdcp"
     schemes = frozenset({"root", "roots", "xroot", "xroots"})
     checksums = frozenset({"adler32", "md5", "crc32c"})
+    works_by = ("XRootD", "xrdcp")
 
     def __init__(self, context: ToolContext) -> None:
         super().__init__(context)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Callable, Iterable
 from email.utils import parsedate_to_datetime
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -14,6 +16,7 @@ from pilot import plugins
 from pilot.assembly import make_tools
 from pilot.doctor.check import Finding, Once, Patient, failure, in_threads, ok, warning
 from pilot.doctor.credentials import renews_token
+from pilot.doctor.node import program_version
 from pilot.errors import PilotError, ServerError
 from pilot.queuedata import Queue, QueueInfo, check_active
 from pilot.server import legacy, v1
@@ -101,8 +104,8 @@ def copy_tools(patient: Patient) -> Finding:
     described = info.queue if info else Queue()
     wanted = described.acopytools or ({"default": tuple(described.copytools)} if described.copytools else {})
     names = sorted({name for tools in wanted.values() for name in tools} or plugins.names(KIND))
-    problems = _tool_problems(patient, described, names)
-    good = ", ".join(name for name in names if name not in problems) or "none"
+    working, problems = _tools(patient, described, names)
+    good = ", ".join(map(_with_versions, working)) or "none"
     bad = "".join(f"; {why}" for why in problems.values())
     if not wanted:
         return ok(f"can work here: {good}{bad}")
@@ -160,15 +163,27 @@ def _without(url: str, detail: str) -> str:
     return detail if url in detail else f"{url}: {detail}"
 
 
-def _tool_problems(patient: Patient, described: Queue, names: Iterable[str]) -> dict[str, str]:
-    tools = make_tools(patient.settings, described, patient.launch_dir, patient.environ)
-    problems = {}
+def _tools(patient: Patient, described: Queue, names: Iterable[str]) -> tuple[list[CopyTool], dict[str, str]]:
+    """Those that can work here, and why the others cannot."""
+    box = make_tools(patient.settings, described, patient.launch_dir, patient.environ)
+    tools, problems = [], {}
     for name in names:
         try:
-            tools.get(name)
+            tools.append(box.get(name))
         except PilotError as error:
             problems[name] = error.detail
-    return problems
+    return tools, problems
+
+
+def _with_versions(tool: CopyTool) -> str:
+    found = []
+    for name in tool.works_by:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            if shutil.which(name):
+                found.append(program_version(name))
+    return f"{tool.name} ({', '.join(found)})" if found else tool.name
 
 
 def _places(info: QueueInfo, endpoint: str) -> set[str]:

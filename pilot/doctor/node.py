@@ -95,7 +95,7 @@ def user_namespaces(patient: Patient) -> Finding | None:
 
 def containers(patient: Patient) -> Finding:
     """Container runtimes and their versions; those that the queue names must be there."""
-    versions = {name: _version(name) for name in _RUNTIMES if shutil.which(name)}
+    versions = {name: program_version(name) for name in _RUNTIMES if shutil.which(name)}
     found = ", ".join(versions.values()) or "no container runtime"
     info = patient.known_queue()
     users = dict(info.queue.container_type) if info else {}
@@ -149,9 +149,10 @@ def _is_autofs(path: Path) -> bool:
     return any(line.split()[1:3] == [str(path), "autofs"] for line in lines)
 
 
-def _version(program: str) -> str:
+def program_version(program: str) -> str:
+    """What a program says of its version, with its name."""
     done = _run([program, "--version"])
-    text = " ".join(done.stdout.split()) if done is not None and done.returncode == 0 else ""
+    text = " ".join((done.stdout or done.stderr).split()) if done is not None and done.returncode == 0 else ""
     if not text:
         return f"{program} does not start"
     return text if program in text.lower() else f"{program}: {text}"

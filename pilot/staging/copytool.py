@@ -129,11 +129,13 @@ class CopyTool(ABC):
         name: its name in `copytools` and `acopytools`.
         schemes: URL schemes it can read and write, without `://`.
         checksums: checksum types it can compare with the storage without a second read; empty if none.
+        works_by: programs and installed packages that do the work, for a doctor to tell their versions.
     """
 
     name: ClassVar[str]
     schemes: ClassVar[frozenset[str]]
     checksums: ClassVar[frozenset[str]] = frozenset()
+    works_by: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, context: ToolContext) -> None:
         self.context = context

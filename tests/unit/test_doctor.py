@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import formatdate
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -409,8 +410,12 @@ def test_tools_of_the_queue_must_work_here(with_queue, monkeypatch, tmp_path):
     assert (fallback.level, "no program lsm-get" in fallback.found) == (Level.WARNING, True)
     assert network.copy_tools(with_queue(acopytools={"pr": ["mv"], "pw": ["lsm"]})).level is Level.FAILURE
     assert "no plug-in" in network.copy_tools(with_queue(acopytools={"pr": ["nothing"]})).found
+    (tmp_path / "xrdcp").write_text("#!/bin/sh\necho v5.9 >&2\n")  # where the real one says it
+    (tmp_path / "xrdcp").chmod(0o755)
     installed = network.copy_tools(patient())
     assert (installed.level, "mv" in installed.found) == (Level.OK, True)
+    assert f"boto3 {version('boto3')}" in installed.found
+    assert "xrdcp: v5.9" in installed.found
 
 
 def test_storages_of_the_queue_are_reached(with_queue, tmp_path):
