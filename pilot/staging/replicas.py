@@ -87,7 +87,8 @@ class Replicas:
             TransferError: NOREPLICAS (1326), with those that it may not read.
         """
         replicas = (self._known or {}).get(file.lfn, ())
-        places = in_order(replicas, self._near, lan=self._queue.allow_lan, wan=self._queue.allow_wan)
+        far = self._queue.allow_wan or (".lib." in file.lfn and self._queue.catchall_flag("allow_wan_for_lib"))
+        places = in_order(replicas, self._near, lan=self._queue.allow_lan, wan=far)
         if places:
             return places
         refused = "; ".join(f"{replica.endpoint} {self._why_not(replica)}" for replica in replicas[:_TOLD])

@@ -187,6 +187,19 @@ def test_replicas_that_may_not_be_read_are_1326_and_it_says_why(tmp_path):
     assert (caught.code, caught.detail) == (Code.NOREPLICAS, "s:f: FAR is far and allow_wan is off")
 
 
+@pytest.mark.parametrize(("lfn", "catchall", "read"), [
+    ("user.lib.tgz", "allow_wan_for_lib", True), ("user.data.root", "allow_wan_for_lib", False),
+    ("user.lib.tgz", "", False),
+])  # fmt: skip
+def test_libraries_of_users_may_come_from_far_where_the_queue_says_so(tmp_path, lfn, catchall, read):
+    plan = planner(tmp_path, [FAR], {"catchall": catchall})
+    plan.catalogue.all = {lfn: [FAR]}
+    if read:
+        assert urls(plan, lfn=lfn) == [FAR.url]
+    else:
+        assert "allow_wan is off" in error(lambda: urls(plan, lfn=lfn)).detail
+
+
 def test_replicas_that_no_tool_can_read_are_1326_and_it_says_why(tmp_path):
     caught = error(lambda: urls(planner(tmp_path, [at("NEAR1", "srm")])))
     assert (caught.code, caught.detail) == (Code.NOREPLICAS, "s:f has no replica that xrdcp can read, only by srm")
