@@ -224,7 +224,7 @@ def make_engine(
     observer: StagingObserver | None = None,
     room: Room | None = None,
     catalogue: Catalogue | None = None,
-    keys: Callable[[QueueInfo], KeyFinder] = lambda info: no_keys,
+    keys: Callable[[QueueInfo], KeyFinder],
 ) -> StagingEngine:
     """What moves the files of a job."""
     tools = make_tools(settings, info.queue, place.launch_dir, place.environ, keys(info))
@@ -273,7 +273,7 @@ def make_store(
     place: Place,
     experiment: Experiment,
     processes: Processes,
-    keys: Callable[[QueueInfo], KeyFinder] = lambda info: no_keys,
+    keys: Callable[[QueueInfo], KeyFinder],
 ) -> Store:
     """What does more with the places of outputs than send files there."""
     tools = make_tools(settings, info.queue, place.launch_dir, place.environ, keys(info))
