@@ -326,8 +326,9 @@ class PayloadRun:
         if not watching.cancelled() and watching.exception():
             logger.error("the watch over the payload broke", exc_info=watching.exception())
         try:
-            await self._guard.close(self._spent, self._seconds, killed=self._killed)
-            self._scene.outcome.metrics |= await self._guard.metrics(self._scene.stop.deadline)
+            deadline = self._scene.stop.deadline
+            await self._guard.close(self._spent, self._seconds, deadline, killed=self._killed)
+            self._scene.outcome.metrics |= await self._guard.metrics(deadline)
         except Exception:  # no job fails for what measures it
             logger.exception("the last look at the payload is left out")
         self._scene.outcome.usage = self._guard.usage

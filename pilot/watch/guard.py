@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 #: Seconds for one key of machine features at a URL.
 _FEATURE_TIMEOUT = 5.0
 
-#: Longest time for the size of the job directory at the end, s, and its share of what is left.
+#: Longest time for the size of the job directory at the end, s; the share of what is left for that, and for the meter.
 _PATIENCE, _SHARE = 1.0, 0.1
 
 
@@ -165,12 +165,13 @@ class Guard:
             size = max(size, await asyncio.wait_for(in_thread(tree_size, post.workdir), patience))
         return payload_metrics(post.job, self.usage, post.workdir, size, gpus)
 
-    async def close(self, spent: Spent, seconds: float, *, killed: bool) -> None:
+    async def close(self, spent: Spent, seconds: float, deadline: Deadline, *, killed: bool) -> None:
         """The payload has ended: complete the numbers and the time line, hear the kernel, take the group away.
 
         Args:
             spent: what the kernel counted.
             seconds: how long it ran.
+            deadline: of all that follows.
             killed: SIGKILL ended it, or a child of it, and the pilot did not send one.
         """
         cpu = self._group.cpu_seconds if self._group else None
@@ -181,7 +182,7 @@ class Guard:
         )
         if self.out_of_memory:
             logger.warning("%s", self.out_of_memory.detail)
-        await self._meter.close()
+        await self._meter.close(deadline.remaining * _SHARE)
         if not self._meter.writes_timeline:
             self._timeline.close(self._tally)
         await self.remove()

@@ -91,8 +91,12 @@ class Meter(ABC):
     def sample(self) -> Sample:
         """Look now. Quick: a few milliseconds for a tree of ordinary size."""
 
-    async def close(self) -> None:  # noqa: B027  # most meters have nothing to end
-        """The payload has ended. Takes up to a few seconds when a program has to write its summary."""
+    async def close(self, patience: float) -> None:  # noqa: B027  # most meters have nothing to end
+        """The payload has ended.
+
+        Args:
+            patience: seconds that a program may take to write its summary; infinite if nothing hurries.
+        """
 
 
 class Tally:

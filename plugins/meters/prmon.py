@@ -103,7 +103,7 @@ class Prmon(Procfs):
         self._revive()
         return super().sample()
 
-    async def close(self) -> None:
+    async def close(self, patience: float) -> None:
         """Have it write its summary (SIGUSR1), and end it if it does not; its files go to the job directory."""
         process, subject = self._process, self._subject
         if process is not None and subject is not None:
@@ -111,7 +111,7 @@ class Prmon(Procfs):
                 if process.returncode is None:
                     send([process.pid], signum)
                     try:
-                        await asyncio.wait_for(wait_exit(process), _PATIENCE)
+                        await asyncio.wait_for(wait_exit(process), min(_PATIENCE, patience))
                     except TimeoutError:
                         logger.warning("prmon does not end after %s", signum.name)
             subject.processes.forget(process)

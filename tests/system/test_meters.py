@@ -121,7 +121,7 @@ def measure(
         ended = await payload.wait()
         tally.end(ended.spent, ended.seconds)
         line.close(tally)
-        await made.close()
+        await made.close(5)
         if other is not None:
             other.wait(10)
         return tally.usage(), ended

@@ -281,7 +281,7 @@ class TestChoice:
             while not (tmp_path / "args").exists():
                 await asyncio.sleep(0.02)
             sample = meter.sample()
-            await meter.close()
+            await meter.close(5)
             return sample, meter.writes_timeline
 
         sample, kept = asyncio.run(main())
@@ -293,6 +293,25 @@ class TestChoice:
         assert (workdir / TABLE).read_text() == "Time\n"
         assert (workdir / SUMMARY).exists() is whole
         assert sorted(path.name for path in tmp_path.iterdir()) == ["args", "bin", "work"]
+
+    def test_prmon_that_does_not_end_has_no_more_time_than_there_is(self, tmp_path, processes):
+        tool, workdir = tmp_path / "prmon", tmp_path / "work"
+        tool.write_text(f"#!/bin/bash\ntrap '' USR1\ntouch {tmp_path}/ready\nwhile :; do sleep 0.05; done\n")
+        tool.chmod(0o755)
+        workdir.mkdir()
+        environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+        async def main():
+            meter = choose_meter("prmon", None, environ)
+            meter.attach(Subject(pid=1, members=list, workdir=workdir, processes=processes, environ=environ))
+            while not (tmp_path / "ready").exists():
+                await asyncio.sleep(0.02)
+            began = time.monotonic()
+            await meter.close(0.1)
+            return time.monotonic() - began
+
+        assert asyncio.run(main()) < 2.5
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["prmon", "ready", "work"]
 
     def test_prmon_that_crashes_is_started_again_five_times(self, tmp_path, processes, caplog):
         tool, pids = tmp_path / "bin" / "prmon", tmp_path / "pids"
@@ -308,7 +327,7 @@ class TestChoice:
             if not meter.writes_timeline:
                 break
             time.sleep(0.02)
-        asyncio.run(meter.close())
+        asyncio.run(meter.close(5))
         assert not meter.writes_timeline
         assert pids.read_text().split() == ["77", *[str(us)] * 5]
         assert "prmon ended 6 times; the time line is the pilot's own" in caplog.text
