@@ -5,6 +5,7 @@ A tool says how to bring bytes, send bytes, look, rename and delete; `RemoteTool
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial as partial_call
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -237,10 +239,13 @@ def partial_file(path: Path) -> Iterator[Path]:
     It has no character that means something in a URL: XRootD's and gfal's programs take local names for URLs.
     """
     partial = path.with_name(with_suffix(_SPECIAL.sub("_", path.name), partial_suffix()))
+    clear = partial_call(partial.unlink, missing_ok=True)
+    atexit.register(clear)  # a server that hangs may hold this thread until the process ends
     try:
         yield partial
     finally:
-        partial.unlink(missing_ok=True)
+        clear()
+        atexit.unregister(clear)
 
 
 def partial_suffix() -> str:

@@ -192,10 +192,12 @@ def test_what_makes_no_sense_is_2_and_does_nothing(tmp_path, words):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("action", ["get", "put"])
-@pytest.mark.parametrize("scheme", ["root", "http"])
-def test_ctrl_c_ends_at_once_and_leaves_no_half_file(tmp_path, xrootd, scheme, action):  # noqa: F811
-    big, folder = tmp_path / "big", f"ctrl-c-{scheme}-{action}"
+@pytest.mark.parametrize(
+    ("scheme", "action", "speed"),
+    [(scheme, action, 2 << 20) for scheme in ("root", "http") for action in ("get", "put")] + [("http", "get", 0)],
+)
+def test_ctrl_c_ends_at_once_and_leaves_no_half_file(tmp_path, xrootd, scheme, action, speed):  # noqa: F811
+    big, folder = tmp_path / "big", f"ctrl-c-{scheme}-{action}-{speed}"
     with open(big, "wb") as file:
         file.truncate(64 << 20)
     remote = xrootd.write(f"{folder}/big", b"")
@@ -204,7 +206,7 @@ def test_ctrl_c_ends_at_once_and_leaves_no_half_file(tmp_path, xrootd, scheme, a
     else:
         remote.unlink()
     (tmp_path / "in").mkdir()
-    with Throttle(xrootd.http_port if scheme == "http" else xrootd.port, 2 << 20, 2 << 20) as proxy:
+    with Throttle(xrootd.http_port if scheme == "http" else xrootd.port, 2 << 20, speed) as proxy:
         url = f"{scheme}://127.0.0.1:{proxy.port}/{'/' if scheme == 'root' else ''}{folder}/big"
         words = (url, "in/") if action == "get" else ("big", url)
         running = subprocess.Popen(
