@@ -2,7 +2,8 @@
 
 Version 2 (Documentation/admin-guide/cgroup-v2.rst of the kernel) has one tree; version 1 (cgroup-v1/memory.rst) a tree
 for each controller. A group that we did not make is read, and never changed: to make one below it, it must be ours to
-use. That is so when the batch system gave it to our user or marked it as delegated, or when a person names it.
+use. That is so when the batch system gave it to our user or marked it as delegated, or when a person names it; and the
+memory group of a slot in version 1, where nothing marks groups, if we can write there.
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ class Nest:
     """Makes groups for payloads below our own, where that is possible.
 
     Args:
-        place: `auto` for our own group if it was handed to us, `off`, or the path of a group that was made for us.
+        place: `auto` for our own group if it is ours to use, `off`, or the path of a group that was made for us.
         root: where /proc and /sys are.
     """
 
@@ -278,6 +279,9 @@ class Nest:
         if place != "auto":
             return _named(Path(place))
         delegated = {key: top for key, folder in self.slot.folders.items() if (top := _handed_over(folder))}
+        memory = self.slot.folders.get("memory") if self.slot.version == 1 else None
+        if memory and _is_writable(memory) and _is_writable(memory.parent):  # a slot's, not that of the whole node
+            delegated.setdefault("memory", memory)
         return Group(self.slot.version, delegated)
 
     def _hand_down(self, own: Path) -> None:
@@ -379,10 +383,15 @@ def _handed_over(folder: Path) -> Path | None:
     return next((place for place in (*above, folder) if _is_delegated(place)), None)
 
 
+def _is_writable(folder: Path) -> bool:
+    """Whether groups can be made below one."""
+    return os.access(folder / "cgroup.procs", os.W_OK) and os.access(folder, os.W_OK)
+
+
 def _is_delegated(folder: Path) -> bool:
     """Whether a group was handed to us: it belongs to our user, and for root, to whom all belong, it is marked."""
     try:
-        if not os.access(folder / "cgroup.procs", os.W_OK) or not os.access(folder, os.W_OK):
+        if not _is_writable(folder):
             return False
         if os.geteuid():
             return folder.stat().st_uid == os.geteuid()

@@ -255,7 +255,7 @@ class Settings:
                              queue="pilot_max_processes", new=True)
     meter: str = opt("auto", "what measures payloads: procfs, cgroup, prmon; auto takes cgroup where there is one",
                      "--meter", ini="Pilot.meter", kind=LOWER, queue="pilot_meter", new=True)
-    cgroup: str = opt("auto", "control group to make those of payloads in; auto: our own if it was delegated; off",
+    cgroup: str = opt("auto", "control group to make those of payloads in; auto: our own if it is ours to use; off",
                       "--cgroup", ini="Pilot.cgroup", kind=FOLDER, new=True)
     enable_delay_to_get_job: bool = opt(False, "take no job while the node is busy",
                                         env="PILOT_ENABLE_DELAY_TO_GET_JOB", ini="Pilot.enable_delay_to_get_job")

@@ -64,8 +64,11 @@ def test_memory_is_no_reason_to_end_a_job_where_the_experiment_does_not_say_so(t
 @pytest.mark.parametrize("payload", [SLOWLY, SLOWLY.replace("20_000_000", "800_000_000")], ids=["slowly", "at once"])
 def test_the_memory_limit_of_a_local_job_holds(tmp_path, payload):
     result = local(tmp_path, payload, {"memory": "300 MB"})
-    assert result["pilot_error_code"] == 1235
-    assert "the limit is 292968 kB (limit of the job file)" in result["pilot_error_diag"]
+    if result["pilot_error_code"] == 1212:  # in a control group of its own: the kernel may be quicker
+        assert "limit 322264 kB" in result["pilot_error_diag"], result
+    else:
+        assert result["pilot_error_code"] == 1235, result
+        assert "the limit is 292968 kB (limit of the job file)" in result["pilot_error_diag"]
 
 
 def test_a_job_directory_that_grows_is_1104(tmp_path):

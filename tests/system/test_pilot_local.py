@@ -249,17 +249,17 @@ def test_the_true_end_of_the_payload_is_in_the_result(
 @pytest.mark.parametrize(
     ("limit", "payload", "code", "shell"),
     [
-        ("memory: 50 MB", f"{sys.executable} -c 'import time; x = bytearray(200 << 20); time.sleep(60)'", 1235, 1),
-        ("walltime: 1 s", "sleep 60", 1213, 81),
-        ("disk: 5 MB", "head -c 50M /dev/zero > big; sleep 60", 1104, 1),
+        ("memory: 50 MB", f"{sys.executable} -c 'x = bytearray(200 << 20); input()' < <(sleep 60)", (1235, 1212), 1),
+        ("walltime: 1 s", "sleep 60", (1213,), 81),
+        ("disk: 5 MB", "head -c 50M /dev/zero > big; sleep 60", (1104,), 1),
     ],
-)
+)  # 1212: where payloads have a control group the kernel is quicker
 def test_a_job_that_uses_more_than_its_limit_is_stopped(
-    local: Local, limit: str, payload: str, code: int, shell: int
+    local: Local, limit: str, payload: str, code: tuple[int, ...], shell: int
 ) -> None:
     begun = time.monotonic()
     result = local.run(f"payload: {json.dumps(payload)}\nlimits: {{{limit}}}", code=shell)
-    assert result["pilot_error_code"] == code, result
+    assert result["pilot_error_code"] in code, result
     assert time.monotonic() - begun < 12
     assert "limit" in result["pilot_error_diag"] or "may run 1 s" in result["pilot_error_diag"]
 
