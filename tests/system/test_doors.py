@@ -381,7 +381,8 @@ def a_note_that_a_payload_forged_is_nobodys_to_deliver(top: Path) -> None:
         forged = top / "forged.json"
         forged.write_text(_encoded(Note(job=Job(job_id=other, attempt=1), files=(file,), report=report, queue="Q")))
         plant_it = f"cp {forged} delivery.json; ln -s {{secret}} a; mkdir PanDA_Pilot-1; cp -P * PanDA_Pilot-1"
-        case.submit(f"{plant_it}; touch up {top}/up; while :; do sleep 0.1; done")
+        stay = f"for i in $(seq 300); do [ -e {top}/over ] && break; sleep 0.1; done"  # its pilot is killed
+        case.submit(f"{plant_it}; touch up {top}/up; {stay}")
         pilot = grid.pilot()
         until((top / "up").exists)
         for _ in range(2):  # of a pilot that lives, and of one that was killed
@@ -389,6 +390,7 @@ def a_note_that_a_payload_forged_is_nobodys_to_deliver(top: Path) -> None:
             assert delivers.wait() == 0, delivers.text
             assert list(grid.work.glob("*/PanDA_Pilot-*/up"))
             pilot.close()
+        (top / "over").touch()
         assert grid.job_of(other).states == []
         assert case.leaks() == []
 
