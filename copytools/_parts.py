@@ -37,6 +37,10 @@ _LINGER = 1.0
 _SEND = 256 << 10
 
 
+#: Bytes taken from a socket at once. Of 1 MiB, S3 brings 640 MiB/s and needs 65 MiB; of this 920 MiB/s and 61 MiB.
+_TAKE = 512 << 10
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """Bytes `start` to `end` of a file; parts are numbered from 1."""
@@ -258,8 +262,9 @@ def receive(
 
 def _blocks(stream: Reader) -> Iterator[bytes]:
     try:
-        while block := stream.read(BLOCK):  # 256 KiB are a third slower
+        while block := stream.read(_TAKE):
             yield block
+            del block  # or there are two of them in memory, and none of the size that was just freed
     finally:
         stream.close()
 
