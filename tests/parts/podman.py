@@ -16,13 +16,14 @@ import pytest
 
 from tests.parts import cannot, debian
 
-#: runc: crun refuses a hybrid of both versions of control groups. The limits: without CAP_SYS_RESOURCE a container may
-#: not have more than its parent.
+#: runc: crun refuses a hybrid of both versions of control groups. Locks of its own: those in shared memory are begun
+#: anew by each session. The limits: without CAP_SYS_RESOURCE a container may not have more than its parent.
 _CONFIG = """
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 [engine]
 runtime = "runc"
+lock_type = "file"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 tmp_dir = "{top}/tmp"
