@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,13 @@ import pytest
 
 from tests.parts import cannot, debian
 
-#: runc: crun refuses a hybrid of both versions of control groups. Locks of its own: those in shared memory are begun
-#: anew by each session. The limits: without CAP_SYS_RESOURCE a container may not have more than its parent.
+#: runc: crun refuses a hybrid of both versions of control groups. The limits: without CAP_SYS_RESOURCE a container may
+#: not have more than its parent.
 _CONFIG = """
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 [engine]
 runtime = "runc"
-lock_type = "file"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 tmp_dir = "{top}/tmp"
@@ -62,10 +62,10 @@ class Podman:
 
 
 @pytest.fixture(scope="session")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+def podman() -> Iterator[Podman]:
     """A podman that can run `/` as an image."""
     debian("podman", "runc", "conmon", provides=("podman", "runc", "conmon"))
-    top = tmp_path_factory.mktemp("podman")
+    top = Path(tempfile.mkdtemp(prefix="podman-"))  # with a longer name podman waits 20 s for the end of each container
     (top / "containers.conf").write_text(_CONFIG.format(top=top))
     (top / "storage.conf").write_text(_STORAGE.format(top=top))
     found = Podman(
