@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,19 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> WrapOptions:
     )
 
 
+#: Options that the script has read before, or that mean nothing any more.
+_FOR_BASH = (
+    "-r",
+    "-s",
+    "--pandaenvtag",
+    "--pilotversion",
+    "--pythonversion",
+    "--piloturl",
+    "--pilotsha256",
+    "--scratch",
+)
+
+
 def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pilot wrap",
@@ -115,15 +128,25 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     add("--container", action="store_true", help="this is a container: leave out the set-up of the node's software")
     add("--cvmfsbase", dest="cvmfs", default=environ.get("ATLAS_SW_BASE") or "/cvmfs", metavar="DIR", help="(/cvmfs)")
+    add("--harvester", default="", metavar="NAME", help="Harvester at an HPC's edge: variable with the node's number")
+    add("--harvester_workflow", dest="workflow", default="", metavar="NAME", help="OneToMany: many nodes in one worker")
+    add("--mute", action="store_true", help="no messages to the monitor of factories")
+    add("-S", "--shoal", action="store_true", help="ask shoal for the Frontier server")
+    add("--localpy", action="store_true", help="leave out ALRB and the Pythons of CVMFS")
+    for flag in _FOR_BASH:
+        add(flag, default="", help=argparse.SUPPRESS)
+    add("--alma9", action="store_true", help=argparse.SUPPRESS)
+    _add_new(add, environ)
+    return parser
+
+
+def _add_new(add: Callable[..., object], environ: Mapping[str, str]) -> None:
+    """Options that Pilot 3's wrapper does not have."""
     add(
         "--image",
         default=environ.get("PILOT_WRAPPER_IMAGE", ""),
         help="of the container if the queue wants one",
     )
-    add("--harvester", default="", metavar="NAME", help="Harvester at an HPC's edge: variable with the node's number")
-    add("--harvester_workflow", dest="workflow", default="", metavar="NAME", help="OneToMany: many nodes in one worker")
-    add("--mute", action="store_true", help="no messages to the monitor of factories")
-    add("-S", "--shoal", action="store_true", help="ask shoal for the Frontier server")
     add("--no-doctor", dest="doctor", action="store_false", help="do not look at the node first")
     add(
         "--stuck-after",
@@ -144,21 +167,6 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         metavar="URL",
         help="POST the log to URL/putFile",
     )
-    add("--localpy", action="store_true", help="leave out ALRB and the Pythons of CVMFS")
-    hidden = (
-        "-r",
-        "-s",
-        "--pandaenvtag",
-        "--pilotversion",
-        "--pythonversion",
-        "--piloturl",
-        "--pilotsha256",
-        "--scratch",
-    )
-    for flag in hidden:
-        add(flag, default="", help=argparse.SUPPRESS)
-    add("--alma9", action="store_true", help=argparse.SUPPRESS)
-    return parser
 
 
 def _paths(text: str) -> list[str]:

@@ -15,7 +15,6 @@ CONFIG_FILES = ("pandaJobData.out", "PoolFileCatalog_H.xml")
 GRACE, DEFAULT_GRACE = "TERMINATION_GRACE_PERIOD_SECONDS", 30.0
 #: Where temporary files are without `TMPDIR`: fixed, since the probe and the pilot must mean the same.
 _TMP = "/tmp"  # noqa: S108 - the pod's own
-_YES = ("yes", "y", "true", "1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,16 +87,8 @@ def _arguments(given: Mapping[str, str]) -> list[str]:
         "--job-type": given.get("jobType", ""),
         "--harvester-submit-mode": given.get("submit_mode", ""),
     }
-    if given.get("USE_REALTIME_LOGGING", "").lower() in _YES:
-        words |= {
-            "--realtime-logging-server": given.get("REALTIME_LOGGING_SERVER", ""),
-            "--realtime-logname": given.get("REALTIME_LOGNAME", ""),
-        }
-        flags = ["--use-realtime-logging"]
-    else:
-        flags = []
     found = [word for flag, value in words.items() if value for word in (flag, value)]
-    return ["--pod", "--alive-socket", alive_socket(given), *found, *flags]
+    return ["--pod", "--alive-socket", alive_socket(given), *found]
 
 
 def _environ(given: Mapping[str, str], log_name: str) -> dict[str, str]:
