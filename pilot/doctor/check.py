@@ -190,7 +190,7 @@ class Patient:
         """As `pilot run` reads it, but without its cache and its patience."""
         experiment = find_experiment(self.settings.pilot_user)
         sources = make_sources(self.settings.with_experiment(experiment.settings, experiment.name), experiment)
-        fetch = make_fetch(self.tls(), self.settings.allow_http)
+        fetch = make_fetch(self.tls(), self.settings.allow_http, self.environ)
 
         async def load() -> QueueInfo:
             loader = QueuedataLoader(self.settings.queue, _NO_DIRECTORY, fetch, sources, pause=0.1)

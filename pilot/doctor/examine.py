@@ -24,6 +24,7 @@ CHECKS: Mapping[str, Check] = {
     "cgroup": node.control_group,
     "namespaces": node.user_namespaces,
     "containers": node.containers,
+    "gpus": node.gpus,
     "workdir": disk.work_directory,
     "space": disk.space,
     "credential": credentials.credential,

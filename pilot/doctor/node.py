@@ -1,4 +1,4 @@
-"""Checks of the machine: Python, locale, cores and memory, control groups, containers, CVMFS."""
+"""Checks of the machine: Python, locale, cores and memory, control groups, containers, GPUs, CVMFS."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pilot.cgroup import Nest
 from pilot.contain import wants_alrb
 from pilot.doctor.check import Finding, Patient, failure, ok, warning
 from pilot.errors import PilotError
+from pilot.gpus import parse_gpus
 from pilot.node import read_node
 from pilot.nodechecks import check_cvmfs
 
@@ -110,6 +111,22 @@ def containers(patient: Patient) -> Finding:
         return failure(f"{found}; the queue wants {', '.join(missing)}", f"install {' and '.join(missing)}")
     broken = sorted(name for name, text in versions.items() if text.endswith("does not start"))
     return warning(found, f"run `{broken[0]} --version` by hand") if broken else ok(found)
+
+
+def gpus(patient: Patient) -> Finding | None:
+    """GPUs, where there is the program of their driver: it may be there without the driver."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    done = _run(["nvidia-smi", "-q", "-x"])
+    if done is None or done.returncode:
+        said = " ".join(done.stdout.split()) if done else "it does not start or hangs"
+        return warning(f"nvidia-smi: {said}", "load the NVIDIA driver, or take this node out of GPU queues")
+    try:
+        cards = parse_gpus(done.stdout.encode())
+    except ValueError as error:
+        return warning(f"nvidia-smi: {error}", "run `nvidia-smi -q -x` by hand")
+    names = (f"{count} x {gpu.model}, {gpu.memory} MB, driver {gpu.driver}" for gpu, count in cards.items())
+    return ok("; ".join(names) or "none")
 
 
 def cvmfs(patient: Patient) -> Finding | None:

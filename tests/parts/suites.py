@@ -6,17 +6,14 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-_SOURCES = "".join(
-    f"deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian {suite} main\n"
-    for suite in ("sid", "trixie")
-)
+_SOURCE = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian {}\n"
 
 
-def fetch(top: Path, packages: Sequence[str]) -> str:
+def fetch(top: Path, packages: Sequence[str], suites: Sequence[str] = ("sid main", "trixie main")) -> str:
     """Download packages (`name/suite`) into a directory that also holds apt's state; why not, if it cannot be."""
     for name in ("lists/partial", "cache/archives/partial"):
         (top / name).mkdir(parents=True, exist_ok=True)
-    (top / "sources.list").write_text(_SOURCES)
+    (top / "sources.list").write_text("".join(_SOURCE.format(suite) for suite in suites))
     words = [
         *(f"Dir::Etc::sourcelist={top}/sources.list", "Dir::Etc::sourceparts=/dev/null"),
         *(f"Dir::State::lists={top}/lists", f"Dir::Cache={top}/cache", "Acquire::Languages=none"),

@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from pilot.doctor.check import Level, Patient
+from pilot.doctor.node import gpus
+from pilot.settings import Settings
 from tests.grid import ENVIRON, Grid, Pilot, until
+from tests.parts.nvidia import nvidia_smi
 from tests.unit.test_node_facts import A100, CARD, SMI, program
 
 
@@ -44,6 +48,19 @@ def test_an_experiment_that_wants_maps_gets_them_and_each_log_has_them(grid: Gri
         assert kept == {key: value for key, value in sent.items() if key in kept}
     assert (gpu["model"], gpu["count"]) == (A100, 1)
     assert f'set_job_attr PandaID "{job_id}"' in (grid.top / "chirped").read_text()
+
+
+def test_the_program_of_gpus_without_their_driver_harms_no_job(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = grid.queue("DRIVERLESS")
+    (job_id,) = grid.submit(grid.job("sleep 3", queue=queue))
+    monkeypatch.setenv("PATH", f"{nvidia_smi()}:{os.environ['PATH']}")
+    pilot = grid.pilot("--pilot-user", "atlas", queue=queue, env={"PATH": os.environ["PATH"]})
+    assert pilot.wait() == 0, pilot.text
+    assert "nvidia-smi does not tell the GPUs" in pilot.text
+    assert "gpu_map.json" not in grid.job_of(job_id).log()
+    found = gpus(Patient(settings=Settings.from_flags({"pilot_user": "atlas", "queue": queue}, {}), environ={}))
+    assert found is not None
+    assert (found.level, "couldn't communicate with the NVIDIA driver" in found.found) == (Level.WARNING, True)
 
 
 def test_other_experiments_keep_the_map_to_themselves(grid: Grid) -> None:

@@ -182,6 +182,24 @@ def test_container_runtimes_are_asked_for_their_version(tmp_path, with_queue, mo
     assert node.containers(patient()).level is Level.WARNING
 
 
+def test_a_gpu_without_its_driver_is_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert node.gpus(patient()) is None
+    program = tmp_path / "nvidia-smi"
+    xml = "<driver_version>535</driver_version>" + 2 * (
+        "<gpu><product_name>Tesla T4</product_name><fb_memory_usage><total>15360 MiB</total></fb_memory_usage></gpu>"
+    )
+    for script, expected in (
+        (f'echo "<nvidia_smi_log>{xml}</nvidia_smi_log>"', ok("2 x Tesla T4, 15360 MB, driver 535")),
+        ('echo "<nvidia_smi_log/>"', ok("none")),
+    ):
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        assert node.gpus(patient()) == expected
+    program.write_text("#!/bin/sh\necho not so\n")
+    assert node.gpus(patient()).level is Level.WARNING
+
+
 def test_cvmfs_is_looked_for_where_the_queue_needs_it(tmp_path, with_queue):
     base = tmp_path / "cvmfs"
     environ = {"ATLAS_SW_BASE": str(base)}
