@@ -36,7 +36,8 @@ class Xrdcp(RemoteTool):
     """Files on XRootD servers (root, roots, xroot).
 
     Options of the queue: `setup`, a file to source before the programs; `use`, `bindings` or `programs`. If nothing is
-    said the bindings are used when they are installed and there is no `setup`.
+    said the bindings are used when they are installed and there is no `setup`. With a user's proxy it is always the
+    programs: the bindings have one proxy in all of a process, the pilot's.
     """
 
     name = "xrdcp"
@@ -47,7 +48,7 @@ class Xrdcp(RemoteTool):
     def __init__(self, context: ToolContext) -> None:
         super().__init__(context)
         self._site = SitePrograms(context.options, settings())
-        self._use = str(context.options.get("use") or self._best())
+        self._use = str((not self._is_users and context.options.get("use")) or self._best())
         if self._use not in WAYS:
             raise TransferError(Code.BADQUEUECONFIGURATION, f"xrdcp: use is {self._use!r}, must be one of {WAYS}")
         self._fixed: set[str] = set()
@@ -114,8 +115,14 @@ class Xrdcp(RemoteTool):
         """The URL of a name beside."""
         return _xrootd.beside(url, suffix)
 
+    @property
+    def _is_users(self) -> bool:
+        """Whether the credentials are those of a user on a unified queue."""
+        environ = self.context.environ
+        return bool(proxy := environ.get("X509_UNIFIED_DISPATCH")) and proxy == environ.get("X509_USER_PROXY")
+
     def _best(self) -> str:
-        return "bindings" if _has_bindings() and not self._site.prepared else "programs"
+        return "bindings" if _has_bindings() and not (self._site.prepared or self._is_users) else "programs"
 
     @property
     def _xrootd(self) -> Xrootd:

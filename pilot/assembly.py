@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,9 +125,15 @@ def make_bench(
     keys = make_keys(server, masker)
     tracing = make_tracing(settings, info.queue.resource, place.environ, masker.mask)
 
+    keeper = make_keeper(settings, server, info, place, masker)
+
+    def place_of(of: QueueInfo, job: Job) -> Place:
+        users = keeper.for_stage_out(job, of.queue) if keeper else {}
+        return replace(place, environ={**place.environ, **users}) if users else place
+
     def engine(of: QueueInfo, job: Job) -> StagingEngine:
         show = Observers(Shown(progress, job), *([tracing.of(job)] if tracing else []))
-        make = partial(make_engine, settings, of, job, place, experiment, processes, checksum_types)
+        make = partial(make_engine, settings, of, job, place_of(of, job), experiment, processes, checksum_types)
         return make(observer=show, room=room, catalogue=shared, keys=keys)
 
     return Bench(
@@ -147,10 +153,10 @@ def make_bench(
         engine=engine,
         catalogue=shared,
         tracing=tracing,
-        store=lambda of, job: make_store(settings, of, job, place, experiment, processes, keys),
+        store=lambda of, job: make_store(settings, of, job, place_of(of, job), experiment, processes, keys),
         logship=lambda of, job, workdir: make_logship(settings, of, job, workdir, place, masker),
         main_dir=place.main_dir,
-        credentials=make_keeper(settings, server, info, place, masker),
+        credentials=keeper,
     )
 
 

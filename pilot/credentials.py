@@ -22,6 +22,7 @@ from pilot.experiment import Experiment
 from pilot.job import Job
 from pilot.masking import Secret
 from pilot.mirror import Mirror
+from pilot.queuedata import Queue
 from pilot.server.auth import TOKEN_VARIABLES, Auth, CredentialError, find_auth, read_secret, write_private
 from pilot.server.expiry import certificate_end, chain_end, token_end
 from pilot.stop import Stop, in_thread
@@ -34,6 +35,8 @@ LOOK, RENEWAL = 600.0, 3600.0
 SHORT = 3600.0
 #: The name that the server knows pilots by when it hands out tokens (PILOT3 2.1).
 CLIENT = "pilot_server"
+#: Names the file with a user's proxy on a unified queue, for its payload and for tools that take out what it leaves.
+UNIFIED_DISPATCH = "X509_UNIFIED_DISPATCH"
 
 
 class Issuer(Protocol):
@@ -121,8 +124,8 @@ class Keeper:
             for job in list(self._payloads.values()):
                 await self._renew_payload(job)
 
-    async def for_payload(self, job: Job) -> dict[str, str]:
-        """The variable with the payload's own proxy; nothing if it gets none.
+    async def for_payload(self, job: Job, queue: Queue) -> dict[str, str]:
+        """The variables with the payload's own proxy; nothing if it gets none.
 
         Raises:
             PilotError: NOPROXY: the one that it should have has ended.
@@ -137,7 +140,18 @@ class Keeper:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         await in_thread(write_private, path, text)
         self._payloads[job.job_id] = job
-        return {"X509_USER_PROXY": str(path)}
+        return {"X509_USER_PROXY": str(path), **self.for_stage_out(job, queue)}
+
+    def for_stage_out(self, job: Job, queue: Queue) -> dict[str, str]:
+        """Variables with the user's proxy for the tools that take outputs and log out; nothing to use the pilot's own.
+
+        On a unified queue the pilot has the proxy of production; what a user's job leaves is written as the user, and
+        Pilot 3's name for the file is that of the variable (PILOT3 4.1, 7.7).
+        """
+        if not (self._payloads.get(job.job_id) and self._is_users(job) and queue.type == "unified"):
+            return {}
+        path = str(self._payload_file(job))
+        return {"X509_USER_PROXY": path, UNIFIED_DISPATCH: path}
 
     def forget(self, job: Job) -> None:
         """Remove the payload's proxy: without a work directory it would lie where batch systems fetch files from."""
@@ -160,12 +174,16 @@ class Keeper:
         else:
             logger.info("job %d: the payload's proxy is renewed", job.job_id)
 
+    def _is_users(self, job: Job) -> bool:
+        """Whether the payload's proxy comes from the server, for a user."""
+        return self._payload_proxy == "server" and job.is_analysis
+
     def _payload_file(self, job: Job) -> Path:
         return payload_directory(self._scratch, job) / "proxy"
 
     async def _payload_text(self, job: Job) -> str | None:
         own = self._auth.certificate
-        if self._payload_proxy == "server" and job.is_analysis:
+        if self._is_users(job):
             try:
                 proxy = await self._issuer.get_proxy(self._experiment.proxy_role(job))
             except ServerError as error:

@@ -281,7 +281,8 @@ class JobRun:
 
     async def _run_payload(self) -> None:
         if self.bench.credentials:
-            self._around.variables |= await self.stop.guard(self.bench.credentials.for_payload(self.job))
+            given = self.bench.credentials.for_payload(self.job, self._info.queue)
+            self._around.variables |= await self.stop.guard(given)
         scene = Scene(
             bench=self.bench,
             job=self._payload_job(),

@@ -2,16 +2,22 @@
 
 import base64
 import json
+import os
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 
-from tests.grid import ENVIRON, Grid, until
-from tests.parts import program
+from pilot.queuedata import hash_path
+from tests.grid import ENDPOINT, ENVIRON, SCOPE, Grid, until
+from tests.parts import program, x509
+from tests.parts.xrootd import server
 
 
 def token(seconds):
@@ -233,3 +239,52 @@ def test_a_payload_whose_proxy_has_ended_is_not_started(tmp_path, proxies):
         until(lambda: grid.job_of(job_id).state == "failed")
         assert grid.job_of(job_id).code == 1163
         assert "the payload's proxy ended" in grid.job_of(job_id).diag
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    """An XRootD server where the robot of pilots may only read below /in, and a user may only write below /out."""
+    top = Path(tempfile.mkdtemp(prefix="x509-"))
+    top.chmod(0o755)
+    user, robot = x509.make(top / "user"), x509.make(top / "robot")
+    shutil.copytree(robot.ca, user.ca, dirs_exist_ok=True)
+    (top / "gridmap").write_text(f'"{user.dn}" user\n"{robot.dn}" robot\n')
+    if os.geteuid() == 0:
+        shutil.chown(user.top / "host.key", "xrootd", "xrootd")
+    host = f"-cert:{user.top / 'host.pem'} -key:{user.top / 'host.key'}"
+    gsi = f"""
+xrootd.seclib libXrdSec.so
+sec.protocol gsi -certdir:{user.ca} {host} -crl:0 -gmapopt:11 -gridmap:{top / "gridmap"} -vomsat:0
+sec.protbind * only gsi
+ofs.authorize 1
+acc.authdb {{base}}/authdb
+"""
+    with server(gsi, authdb="u user /out a\nu robot /in rl\n") as one:
+        yield one, user, robot
+    shutil.rmtree(top)
+
+
+def test_on_a_unified_queue_what_a_user_s_job_leaves_is_written_as_the_user(tmp_path, guarded):
+    """Also where the bindings are wanted: they know one proxy in a process, the pilot's, which reads the input."""
+    xrootd, user, robot = guarded
+    with Grid(tmp_path / "grid", grants={"proxy": user.proxy}) as grid:
+        tools = {"copytools": {"xrdcp": {"use": "bindings"}}, "acopytools": {"read_lan": ["xrdcp"]}}
+        tools["acopytools"] |= {"write_lan": ["xrdcp"], "pl": ["xrdcp"]}
+        grid.queue("USERS", params={"pilot_payload_proxy": "server", "pilot_free_space_limit": 0}, **tools)
+        record = json.loads((grid.files / "storages.json").read_text())
+        door = {"endpoint": f"root://localhost:{xrootd.port}/", "id": 1}
+        places = {"read_lan": "/in", "write_lan": "/out", "pl": "/out"}
+        record[ENDPOINT]["arprotocols"] = {name: [{**door, "path": path}] for name, path in places.items()}
+        (grid.files / "storages.json").write_text(json.dumps(record))
+        xrootd.write(f"in/{hash_path(SCOPE, 'in.txt')}", b"an input\n")
+
+        command = 'test "$X509_UNIFIED_DISPATCH" = "$X509_USER_PROXY" && cat in.txt >out.txt'
+        (job_id,) = grid.submit(analysis(grid, command, inputs={"in.txt": b"an input\n"}, outputs=["out.txt"]))
+        environ = {"X509_USER_PROXY": str(robot.proxy), "X509_CERT_DIR": str(user.ca)}
+        pilot = pilot_with(grid, "-a", "", "-j", "user", env=environ, queue="USERS")
+        pilot.wait()
+        done = grid.job_of(job_id)
+    assert done.state == "finished", pilot.text
+    assert (xrootd.data / f"out/{hash_path(SCOPE, 'out.txt')}").read_bytes() == b"an input\n"
+    assert len(list(xrootd.data.glob("out/**/*.log.tgz"))) == 1
+    assert not list(pilot.cwd.glob("x509*"))
