@@ -13,9 +13,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
-from pilot.download import check_url
+from pilot.download import DownloadError, check_url, find_proxy, open_pool, proxy_headers
 from pilot.errors import Code, PilotError, Trait, TransferError
 from pilot.left import regular
 from pilot.server.auth import CredentialError, TokenFile
@@ -67,7 +67,8 @@ class Web:
     """Speaks to storages. Any thread may.
 
     Args:
-        context: of the tool: `token_file` and `proxy` of its options stand before the variables.
+        context: of the tool: `token_file` and `proxy` of its options stand before the variables. Proxies of the network
+            are those of its environment (`https_proxy`...).
     """
 
     def __init__(self, context: ToolContext) -> None:
@@ -78,7 +79,9 @@ class Web:
         self._tls: Tls = find_tls(environ, certificate=Path(proxy) if proxy and not token else None)
         self._allow_http = bool(context.settings.get("allow_http", False))
         self._lock = threading.Lock()
-        self._pool: tuple[ssl.SSLContext, PoolManager] | None = None
+        self._environ = environ
+        self._trust: ssl.SSLContext | None = None
+        self._pools: dict[SplitResult | None, PoolManager] = {}
 
     def request(
         self, method: str, url: str, direction: Direction, headers: Mapping[str, str] | None = None
@@ -89,7 +92,7 @@ class Web:
         place = plain(url)
         for _ in range(_REDIRECTS + 1):
             with network_faults(direction, method, place):
-                response: BaseHTTPResponse = self._pools(place).request(
+                response: BaseHTTPResponse = self._pool(place).request(
                     method,
                     place,
                     headers={**self._headers(place, plain(url)), **(headers or {})},
@@ -124,11 +127,10 @@ class Web:
         raise Direction.OUT.fault(f"more than {_REDIRECTS} redirects from {shown(url)}", Trait.NEXT)
 
     def _put_once(self, place: str, headers: Mapping[str, str], blocks: Iterator[memoryview]) -> Answer:
-        connection = self._connection(place)
+        connection, target, more = self._connection(place)
         try:
-            parts = urlsplit(place)
-            connection.putrequest("PUT", parts.path + (f"?{parts.query}" if parts.query else ""))
-            for name, value in headers.items():
+            connection.putrequest("PUT", target)
+            for name, value in {**more, **headers}.items():
                 connection.putheader(name, value)
             connection.endheaders()
             if "Expect" in headers and (early := _early_answer(connection)):
@@ -141,23 +143,30 @@ class Web:
         finally:
             connection.close()
 
-    def _connection(self, place: str) -> http.client.HTTPConnection:
+    def _connection(self, place: str) -> tuple[http.client.HTTPConnection, str, Mapping[str, str]]:
+        """A connection for one request, what to ask it for, and headers for the proxy if there is one."""
         self._check(place)
-        parts = urlsplit(place)
-        host = parts.hostname or ""
-        if parts.scheme == "https":
-            return http.client.HTTPSConnection(host, parts.port, timeout=READ_TIMEOUT, context=self._context())
-        return http.client.HTTPConnection(host, parts.port, timeout=READ_TIMEOUT)
+        parts, proxy = urlsplit(place), proxy_of(place, self._environ)
+        near = proxy or parts
+        host, port = near.hostname or "", near.port or (80 if proxy else None)
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        asking = proxy_headers(proxy) if proxy else {}
+        if parts.scheme != "https":
+            return http.client.HTTPConnection(host, port, timeout=READ_TIMEOUT), place if proxy else target, asking
+        secure = http.client.HTTPSConnection(host, port, timeout=READ_TIMEOUT, context=self._context())
+        if proxy:
+            secure.set_tunnel(parts.hostname or "", parts.port or 443, asking)
+        return secure, target, {}
 
-    def _pools(self, place: str) -> PoolManager:
-        import urllib3
-
+    def _pool(self, place: str) -> PoolManager:
         self._check(place)
-        context = self._context()
+        context, proxy = self._context(), proxy_of(place, self._environ)
         with self._lock:
-            if self._pool is None or self._pool[0] is not context:
-                self._pool = (context, urllib3.PoolManager(maxsize=16, ssl_context=context))
-            return self._pool[1]
+            if self._trust is not context:
+                self._trust, self._pools = context, {}
+            if proxy not in self._pools:
+                self._pools[proxy] = open_pool(proxy, context, 16)
+            return self._pools[proxy]
 
     def _check(self, place: str) -> None:
         try:
@@ -205,6 +214,14 @@ class network_faults:  # noqa: N801 - used as a function
             if late and not isinstance(error, urllib3.exceptions.NewConnectionError):  # a refusal is a time-out to it
                 raise TransferError(self._direction.timed_out, f"{self._what}: no answer") from error
             raise self._direction.fault(f"{self._what}: {type(error).__name__}: {_words(cause)}") from error
+
+
+def proxy_of(url: str, environ: Mapping[str, str]) -> SplitResult | None:
+    """As `find_proxy`, with an error of the transfer."""
+    try:
+        return find_proxy(url, environ)
+    except DownloadError as error:
+        raise TransferError(Code.SERVICENOTAVAILABLE, error.detail, Trait.NEXT) from error
 
 
 def plain(url: str) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, cast
-from urllib.parse import unquote, urlsplit
 
 from copytools._objects import CONNECT, SILENCE, Told, md5_in, refuse_other
 from copytools._parts import Body, Lanes, Part, Reader, opened_output, receive, sum_part
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
 _ERROR_LIMIT = 4096
 
 _NONE: Mapping[str, str] = MappingProxyType({})
-
-#: Connections that are kept for a host: as many as files and their parts may move at once.
-_KEPT = 100
 
 #: What may be gone when it is asked again, and the seconds before that: less than a stop leaves a transfer.
 _BUSY = (429, 500, 502, 503, 504)
@@ -201,29 +197,6 @@ def _refused(direction: Direction, response: BaseHTTPResponse) -> TransferError:
     message = re.search(r"<Message>([^<]{1,200})", text)
     said = ": ".join(part[1] for part in (code, message) if part) or response.reason or ""
     return refusal(direction, response.status, code[1] if code else "", f"HTTP {response.status} {said}")
-
-
-def new_pool(origin: str, authorities: str = "") -> PoolManager:
-    """Connections, verified; by way of the proxy of the environment if there is one for this place.
-
-    Args:
-        origin: scheme and host that they go to.
-        authorities: file with certificates of those to trust instead of the system's.
-    """
-    import ssl
-    from urllib.request import getproxies, proxy_bypass
-
-    import urllib3
-
-    context = ssl.create_default_context(cafile=authorities or None)
-    scheme, _, host = origin.partition("://")
-    proxy = "" if proxy_bypass(host) else getproxies().get(scheme, "")
-    if not proxy:
-        return urllib3.PoolManager(maxsize=_KEPT, ssl_context=context)
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
-    user, colon, password = urlsplit(proxy).netloc.rpartition("@")[0].partition(":")
-    known = urllib3.make_headers(proxy_basic_auth=unquote(f"{user}{colon}{password}")) if user else None
-    return urllib3.ProxyManager(proxy, maxsize=_KEPT, ssl_context=context, proxy_headers=known)
 
 
 def told(response: BaseHTTPResponse, direction: Direction) -> Told:

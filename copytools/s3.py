@@ -32,11 +32,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 from copytools import _presigned as presigned
+from copytools._http import proxy_of
 from copytools._objects import CONNECT, LANES, MIB, PART, SILENCE, Told, dataset_path, fetch, md5_in, refuse_other, same
 from copytools._parts import Body, Lanes, Part, content_type, opened_output, split, sum_part
 from copytools._presigned import PresignedSource
 from copytools._s3faults import faults, status_of
-from pilot.download import DownloadError, check_url
+from pilot.download import DownloadError, check_url, open_pool
 from pilot.errors import Code, Trait, TransferError
 from pilot.job import File
 from pilot.masking import Secret
@@ -55,8 +56,14 @@ MOST_PARTS = 9_000
 #: Seconds for which what we sign ourselves is good: longer than the parts of any file take.
 SIGNED = 86_400
 
+#: Connections that are kept for a host: as many as files and their parts may move at once.
+KEPT = 100
+
 #: Where Debian has its CAs; elsewhere OpenSSL knows.
 NODE_CAS = "/etc/ssl/certs/ca-certificates.crt"
+
+#: What stands for any of Amazon's endpoints where a proxy is looked for.
+AMAZON = "https://s3.amazonaws.com"
 
 #: Asks the storage for the checksum that it keeps: to boto3, and in the request.
 _TELL: Mapping[str, str] = MappingProxyType({"ChecksumMode": "ENABLED"})
@@ -157,10 +164,13 @@ class S3(CopyTool):
         return True
 
     def _pool(self, url: str) -> PoolManager:
+        import ssl
+
         origin = "://".join(urlsplit(url)[:2])
         with self._lock:
             if origin not in self._pools:
-                self._pools[origin] = presigned.new_pool(origin, self._authorities())
+                context = ssl.create_default_context(cafile=self._authorities() or None)
+                self._pools[origin] = open_pool(proxy_of(origin, self.context.environ), context, KEPT)
             return self._pools[origin]
 
     def _authorities(self) -> str:
@@ -184,7 +194,7 @@ class S3(CopyTool):
                     client = self._client(place.endpoint, keys, region_of(client, place.bucket))
                 self._clients[key] = client
             client = self._clients[key]
-        return _Object(client, self._pool(place.endpoint or "https://s3.amazonaws.com"), place)
+        return _Object(client, self._pool(place.endpoint or AMAZON), place)
 
     def _endpoint_of(self, url: str) -> str:
         """The endpoint that the site has set, if any."""
@@ -203,7 +213,9 @@ class S3(CopyTool):
             raise TransferError(Code.UNKNOWNCOPYTOOL, detail, Trait.NEXT) from None
         options, environ = self.context.options, self.context.environ
         style = options.get("addressing_style") or ("path" if endpoint else "auto")
+        proxy = proxy_of(endpoint or AMAZON, environ)
         config = Config(
+            proxies={urlsplit(endpoint or AMAZON).scheme: proxy.geturl()} if proxy else {},
             signature_version="s3v4",
             # The checksum header vouches for the bytes: to sum them up once more for the signature is for nothing.
             s3={"addressing_style": style, "payload_signing_enabled": False},

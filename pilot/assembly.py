@@ -91,12 +91,12 @@ def find_experiment(name: str) -> Experiment:
     return found()
 
 
-def make_fetch(tls: Tls, allow_http: bool) -> Callable[[str], bytes]:
-    """What brings a document, with our trust and our client certificate. Blocks."""
+def make_fetch(tls: Tls, allow_http: bool, environ: Mapping[str, str]) -> Callable[[str], bytes]:
+    """What brings a document, with our trust, our client certificate and our proxies. Blocks."""
 
     def fetch(url: str) -> bytes:
         context = tls.context() if url.startswith("https:") else None
-        return fetch_url(url, context=context, allow_http=allow_http, timeout=_FETCH_TIMEOUT)
+        return fetch_url(url, context=context, allow_http=allow_http, timeout=_FETCH_TIMEOUT, environ=environ)
 
     return fetch
 

@@ -1,9 +1,14 @@
-"""Fetching a document over HTTP: queue and storage JSON, transformations. TLS is verified, always."""
+"""HTTP: where it may go and by which proxy, and fetching a document (queue and storage JSON, transformations).
+
+TLS is verified, always.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from pilot.errors import Code, PilotError
 from pilot.stop import Deadline
@@ -23,6 +28,8 @@ TIMEOUT = 20.0
 _REDIRECTS = 5
 _BLOCK = 64 << 10
 
+_NO_PROXIES: Mapping[str, str] = MappingProxyType({})
+
 
 class DownloadError(PilotError):
     """A document could not be fetched; `retry` says whether the same again, a little later, can help."""
@@ -39,6 +46,7 @@ def fetch_url(
     allow_http: bool = False,
     timeout: float = TIMEOUT,
     limit: int = LIMIT,
+    environ: Mapping[str, str] = _NO_PROXIES,
 ) -> bytes:
     """The body of `url`, redirects followed. Blocks: call it in a thread.
 
@@ -48,6 +56,7 @@ def fetch_url(
         allow_http: let plain http leave the node.
         timeout: seconds for all of it.
         limit: bytes, after decompression.
+        environ: with proxies, as for `find_proxy`.
 
     Raises:
         DownloadError: with the reason; the URL is only in it after a redirect, and then without its query.
@@ -57,7 +66,7 @@ def fetch_url(
     for _ in range(_REDIRECTS + 1):
         try:
             check_url(place, allow_http)
-            body, target = _get(place, context, deadline, limit)
+            body, target = _get(place, context, deadline, limit, environ)
         except DownloadError as error:
             if place == url:
                 raise
@@ -100,11 +109,78 @@ def shown(url: str) -> str:
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
-def _get(url: str, context: ssl.SSLContext | None, deadline: Deadline, limit: int) -> tuple[bytes, str]:
-    """The body of a good answer and the target of a redirect; one of the two is empty."""
+def find_proxy(url: str, environ: Mapping[str, str]) -> SplitResult | None:
+    """The proxy for a URL, None for a direct connection.
+
+    Args:
+        url: `http` or `https`.
+        environ: with `https_proxy`, `http_proxy`, `all_proxy` and `no_proxy`, in capitals, too. Nothing goes to
+            loopback through a proxy.
+
+    Raises:
+        DownloadError: the proxy cannot be used.
+    """
+    variables = {name.lower(): value for name, value in sorted(environ.items()) if name.lower().endswith("_proxy")}
+    server = urlsplit(url)
+    text, host = variables.get(f"{server.scheme}_proxy") or variables.get("all_proxy"), server.hostname or ""
+    if not text or is_loopback(host) or _is_exempt(host, server.port, variables.get("no_proxy", "")):
+        return None
+    proxy = urlsplit(text if "://" in text else f"http://{text}")
+    if proxy.scheme != "http" or not proxy.hostname:
+        raise DownloadError(f"proxy {proxy.scheme}://{proxy.hostname}: only http:// proxies can be used", retry=False)
+    return proxy
+
+
+def proxy_headers(proxy: SplitResult) -> dict[str, str]:
+    """What tells a proxy who asks."""
+    if proxy.username is None:
+        return {}
+    from urllib3.util import make_headers
+
+    return dict(make_headers(proxy_basic_auth=f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"))
+
+
+def open_pool(proxy: SplitResult | None, context: ssl.SSLContext | None, size: int = 1) -> PoolManager:
+    """Connections, at most `size` kept for a host, by way of a proxy if there is one."""
     import urllib3
 
-    with _pool(url, context) as pool:
+    if proxy is None:
+        return urllib3.PoolManager(maxsize=size, ssl_context=context)
+    place = proxy._replace(netloc=proxy.netloc.rpartition("@")[2]).geturl()
+    return urllib3.ProxyManager(place, maxsize=size, ssl_context=context, proxy_headers=proxy_headers(proxy))
+
+
+def _is_exempt(host: str, port: int | None, no_proxy: str) -> bool:
+    """True if `no_proxy` names the host, a domain it is in, its network, or `*`."""
+    for entry in (entry.strip().lower() for entry in no_proxy.split(",")):
+        name = entry.lstrip("*").lstrip(".")
+        if entry == "*" or (name and (host == name or f"{host}:{port}" == name or host.endswith(f".{name}"))):
+            return True
+        if "/" in entry and _is_inside(host, entry):
+            return True
+    return False
+
+
+def _is_inside(host: str, network: str) -> bool:
+    from ipaddress import ip_address, ip_network
+
+    try:
+        return ip_address(host) in ip_network(network, strict=False)
+    except ValueError:
+        return False
+
+
+def _get(
+    url: str, context: ssl.SSLContext | None, deadline: Deadline, limit: int, environ: Mapping[str, str]
+) -> tuple[bytes, str]:
+    """The body of a good answer and the target of a redirect; one of the two is empty."""
+    import ssl
+
+    import urllib3
+
+    if urlsplit(url).scheme == "https":
+        context = context or ssl.create_default_context()
+    with open_pool(find_proxy(url, environ), context) as pool:
         try:
             response = _request(pool, url, deadline)
             try:
@@ -117,16 +193,6 @@ def _get(url: str, context: ssl.SSLContext | None, deadline: Deadline, limit: in
             raise DownloadError("host or port are not well formed", retry=False) from None
         except urllib3.exceptions.HTTPError as error:
             raise DownloadError(str(error), retry=not _is_distrust(error)) from error
-
-
-def _pool(url: str, context: ssl.SSLContext | None) -> PoolManager:
-    import urllib3
-
-    if urlsplit(url).scheme != "https":
-        return urllib3.PoolManager(num_pools=1)
-    import ssl
-
-    return urllib3.PoolManager(num_pools=1, ssl_context=context or ssl.create_default_context())
 
 
 def _request(pool: PoolManager, url: str, deadline: Deadline) -> BaseHTTPResponse:

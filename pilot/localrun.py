@@ -105,7 +105,7 @@ class LocalRun:
         stop = Stop()
         processes = Processes()
         listen(stop, lambda: self.grace, processes)
-        fetch = make_fetch(find_tls(self.environ), allow_http=False)
+        fetch = make_fetch(find_tls(self.environ), allow_http=False, environ=self.environ)
         info = await stop.guard(self._info(fetch, stop))
         # Copies, not links and moves: inputs belong to the user, and a kept job directory shall be whole.
         settings = Settings(

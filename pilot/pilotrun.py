@@ -337,7 +337,7 @@ class PilotRun:
 
     def _fetch(self, url: str) -> bytes:
         tls = find_tls(self._environ, capath=self._settings.capath)
-        return make_fetch(tls, self._settings.allow_http)(url)
+        return make_fetch(tls, self._settings.allow_http, self._environ)(url)
 
     def _seat(self, info: QueueInfo, place: Place) -> Seat:
         settings, node, batch = self._settings, place.node, place.batch

@@ -15,9 +15,9 @@ import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import urlsplit
 
-from pilot.download import is_loopback
+from pilot.download import DownloadError, find_proxy, is_loopback, proxy_headers
 from pilot.errors import ServerError
 from pilot.server.faults import UnavailableError
 from pilot.server.tls import Tls
@@ -146,7 +146,10 @@ class Transport:
         if self._parts.scheme != "https" and not (allow_http or is_loopback(self._host)):
             raise ServerError(f"{url}: plain http would show jobs and tokens to the network; use https or --allow-http")
         self._tls = tls or Tls()
-        self._proxy = _find_proxy(self._parts, environ or {})
+        try:
+            self._proxy = find_proxy(url, environ or {})
+        except DownloadError as error:
+            raise ServerError(error.detail) from error
         self._connect_timeout = connect_timeout
 
     def send(self, request: Request, seconds: float, flight: Flight | None = None) -> Answer:
@@ -194,7 +197,7 @@ class Transport:
             host, port, timeout=timeout, ssl_context=self._tls.context(), cert_reqs="CERT_REQUIRED"
         )
         if self._proxy is not None:
-            secure.set_tunnel(self._host, self._port, _proxy_headers(self._proxy))
+            secure.set_tunnel(self._host, self._port, proxy_headers(self._proxy))
         return secure
 
     def _exchange(self, connection: HTTPConnection, request: Request, seconds: float, flight: Flight) -> Answer:
@@ -205,7 +208,7 @@ class Transport:
         target = f"{self._parts.path}{request.path}"
         if self._proxy is not None and self._parts.scheme != "https":
             target = f"{self._parts.scheme}://{self._parts.netloc}{target}"
-            headers |= _proxy_headers(self._proxy)
+            headers |= proxy_headers(self._proxy)
         connection.request(request.method, target, request.body or None, headers, preload_content=False)
         response = connection.getresponse()
         try:
@@ -238,44 +241,3 @@ def _reason(error: Exception) -> str:
         return "timeout"
     text = " ".join(str(error).split())
     return _OBJECT.sub("", text)[:300] or type(error).__name__
-
-
-def _find_proxy(server: SplitResult, environ: Mapping[str, str]) -> SplitResult | None:
-    """The proxy for `server`, None for a direct connection."""
-    variables = {name.lower(): value for name, value in sorted(environ.items()) if name.lower().endswith("_proxy")}
-    text = variables.get(f"{server.scheme}_proxy") or variables.get("all_proxy")
-    host = server.hostname or ""
-    if not text or is_loopback(host) or _is_exempt(host, server.port, variables.get("no_proxy", "")):
-        return None
-    proxy = urlsplit(text if "://" in text else f"http://{text}")
-    if proxy.scheme != "http" or not proxy.hostname:
-        raise ServerError(f"proxy {proxy.scheme}://{proxy.hostname}: only http:// proxies can be used")
-    return proxy
-
-
-def _is_exempt(host: str, port: int | None, no_proxy: str) -> bool:
-    """True if `no_proxy` names the host, a domain it is in, its network, or `*`."""
-    for entry in (entry.strip().lower() for entry in no_proxy.split(",")):
-        name = entry.lstrip("*").lstrip(".")
-        if entry == "*" or (name and (host == name or f"{host}:{port}" == name or host.endswith(f".{name}"))):
-            return True
-        if "/" in entry and _is_inside(host, entry):
-            return True
-    return False
-
-
-def _is_inside(host: str, network: str) -> bool:
-    from ipaddress import ip_address, ip_network
-
-    try:
-        return ip_address(host) in ip_network(network, strict=False)
-    except ValueError:
-        return False
-
-
-def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
-    if proxy.username is None:
-        return {}
-    from urllib3.util import make_headers
-
-    return dict(make_headers(proxy_basic_auth=f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"))

@@ -202,6 +202,34 @@ def test_a_token_is_shown_to_the_first_host_only(storage, other, tmp_path):
     assert "Authorization" not in other.asked[0][2]
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_storage_behind_a_proxy_of_the_environment_is_reached_by_it(storage, scheme, tmp_path):
+    proxy = storage.url.replace("//", "//me:p%40ss@")
+    mine = tool(environ={f"{scheme}_proxy": proxy, "no_proxy": "x.invalid"}, settings={"allow_http": True})
+    url = f"{scheme}://storage.invalid/out"
+    if scheme == "http":
+        mine.put(output(url, tmp_path / "out"), WatchfulHandle())
+        mine.get(transfer(url, tmp_path / "back"), WatchfulHandle())
+        assert (tmp_path / "back").read_bytes() == b"some data"
+        assert {path.rpartition("/")[0] for _, path, *_ in storage.asked} == {"http://storage.invalid"}
+        assert {"HEAD", "PUT", "GET"} <= set(storage.commands())
+    else:
+        storage.act = lambda request, body: request.answer(200)  # a tunnel to what does not speak TLS
+        failure(lambda: mine.get(transfer(url, tmp_path / "back"), WatchfulHandle()))
+        failure(lambda: mine.put(output(url, tmp_path / "out"), WatchfulHandle()))
+        assert {asked[:2] for asked in storage.asked} == {("CONNECT", "storage.invalid:443")}
+    known = [{name.lower(): value for name, value in headers.items()} for *_, headers, _ in storage.asked]
+    assert {headers["proxy-authorization"] for headers in known} == {"Basic bWU6cEBzcw=="}
+    failure(lambda: mine.stat(f"{scheme}://x.invalid/out", WatchfulHandle()))
+    assert "x.invalid" not in str(storage.asked)
+
+
+def test_a_proxy_that_cannot_be_used_says_so(tmp_path):
+    mine = tool(environ={"https_proxy": "socks5://127.0.0.1:1"})
+    error = failure(lambda: mine.get(transfer("https://storage.invalid/x", tmp_path / "x"), WatchfulHandle()))
+    assert "only http:// proxies" in error.detail
+
+
 def test_a_redirect_to_plain_http_elsewhere_is_refused(storage, tmp_path):
     storage.act = lambda request, body: request.answer(302, {"Location": "http://example.invalid/there?secret=1"})
     error = failure(lambda: tool().get(transfer(f"{storage.url}/file", tmp_path / "file"), WatchfulHandle()))

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -164,6 +165,9 @@ def test_a_signature_for_another_region_is_refused_as_a_wrong_one_is() -> None:
 DATA = bytes(range(256)) * (160 << 10)  # of three parts
 
 
+KEYS = {"S3_ACCESS_KEY": "a", "S3_SECRET_KEY": "b"}
+
+
 class Odd(http.server.BaseHTTPRequestHandler):
     """A storage, or a proxy before one, that answers as the name of the object says."""
 
@@ -194,6 +198,10 @@ class Odd(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         stored = type(self).stored
         self._say(200 if stored else 404, {"x-amz-meta-adler32": f"{zlib.adler32(stored):08x}"}, stored)
+
+    def do_DELETE(self) -> None:
+        type(self).users += (self.headers.get("Proxy-Authorization", ""),)
+        self._say(204, {}, b"")
 
     def do_PUT(self) -> None:
         """The first answer is lost, the second one is that the storage is busy."""
@@ -234,11 +242,10 @@ def odd() -> Iterator[str]:
     server.server_close()
 
 
-def bring(url: str, path: Path, **more: Any) -> bytes:
+def bring(url: str, path: Path, environ: Mapping[str, str] = MappingProxyType({}), **more: Any) -> bytes:
     file = File(lfn=path.name, kind=Kind.INPUT)
     transfer = Transfer(file=file, url=url, path=path, size=None, checksum_type="adler32", timeout=60)
-    keys = {"S3_ACCESS_KEY": "a", "S3_SECRET_KEY": "b"}
-    S3(ToolContext(environ=keys, **more)).get(transfer, WatchfulHandle())
+    S3(ToolContext(environ={**KEYS, **environ}, **more)).get(transfer, WatchfulHandle())
     return path.read_bytes()
 
 
@@ -262,17 +269,15 @@ def test_a_busy_storage_is_given_an_output_again_and_what_it_has_is_not_in_the_w
     (tmp_path / "output").write_bytes(b"an output")
     file = File(lfn="output", kind=Kind.OUTPUT)
     transfer = Transfer(file=file, url=f"http://{odd}/bucket/{name}", path=tmp_path / "output", size=9, timeout=60)
-    keys = {"S3_ACCESS_KEY": "a", "S3_SECRET_KEY": "b"}
-    S3(ToolContext(environ=keys)).put(transfer, WatchfulHandle())
+    S3(ToolContext(environ=KEYS)).put(transfer, WatchfulHandle())
     assert (Odd.stored, Odd.busy) == (b"an output", 3)
     assert "Signature" not in caplog.text
 
 
 @pytest.mark.parametrize("scheme", ["http://", ""])
-def test_a_proxy_that_wants_to_know_who_asks_is_told(
-    odd: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("http_proxy", f"{scheme}us%40er:pass@{odd}")
-    monkeypatch.setenv("no_proxy", "")
-    assert bring("http://s3.invalid/bucket/key", tmp_path / "input", settings={"allow_http": True}) == DATA
+def test_a_proxy_that_wants_to_know_who_asks_is_told(odd: str, scheme: str, tmp_path: Path) -> None:
+    environ = {"http_proxy": f"{scheme}us%40er:pass@{odd}"}
+    url, allowed = "http://s3.invalid/bucket/key", {"allow_http": True}
+    assert bring(url, tmp_path / "input", settings=allowed, environ=environ) == DATA
+    S3(ToolContext(environ={**KEYS, **environ}, settings=allowed)).remove(url, WatchfulHandle())  # by boto3 itself
     assert set(Odd.users) == {"Basic " + base64.b64encode(b"us@er:pass").decode()}

@@ -107,6 +107,12 @@ def test_the_body_is_returned_and_we_say_who_we_are(server: Server) -> None:
     assert server.seen[0][1]["User-Agent"].startswith("pilot/")
 
 
+def test_a_proxy_of_the_environment_is_used(server: Server) -> None:
+    environ = {"http_proxy": url(server, ""), "no_proxy": "other.invalid"}
+    assert fetch_url("http://cric.invalid/file", allow_http=True, environ=environ) == b"hello"
+    assert server.seen[0][0] == "http://cric.invalid/file"
+
+
 def test_compressed_bodies_are_unpacked(server: Server) -> None:
     assert fetch_url(url(server, "/gzip")) == b"x" * 5000
 

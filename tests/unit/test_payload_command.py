@@ -202,7 +202,7 @@ def test_a_transformation_comes_from_a_real_web_server(tmp_path):
     workdir = tmp_path / "job"
     workdir.mkdir()
     handler = functools.partial(Quiet, directory=shelf)
-    blocking = make_fetch(find_tls({}), allow_http=False)
+    blocking = make_fetch(find_tls({}), allow_http=False, environ={})
 
     async def fetch(url):
         return await in_thread(blocking, url)
