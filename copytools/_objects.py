@@ -31,11 +31,12 @@ CONNECT, SILENCE = 10, 60
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a storage says of an object."""
+    """What a storage says of an object; `ranges` is False if its answer is about all bytes, whatever was asked for."""
 
     size: int
     etag: str
     checksums: Mapping[str, str] = field(default_factory=dict)
+    ranges: bool = True
 
 
 class Source(Protocol):
@@ -67,7 +68,7 @@ def fetch(transfer: Transfer, source: Source, handle: Handle) -> Stored:
         with new_input(transfer.path) as fd:
             hasher = Hasher(_types(transfer, known))
             with Lanes(LANES, handle) as lanes:
-                _receive_all(fd, split(known.size, PART), source, lanes, hasher)
+                _receive_all(fd, split(known.size, PART if known.ranges else known.size or 1), source, lanes, hasher)
             _verify(hasher.digests(), transfer, known)
     finally:
         source.close()

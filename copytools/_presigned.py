@@ -57,7 +57,7 @@ class PresignedSource:
 
     def bring(self, fd: int, part: Part, advance: Callable[[int], None]) -> None:
         """Write the bytes of a part to their place in a file."""
-        receive(fd, part, self._ask, advance, _passes)
+        receive(fd, part, self._ask, advance, _passes if self.told.ranges else _ends)
 
     def _ask(self, part: Part) -> Reader:
         """The bytes of a part, of the same object as the first."""
@@ -133,6 +133,11 @@ def _send(pool: PoolManager, url: str, body: Body, md5: str) -> BaseHTTPResponse
         body.seek(0)
         response = request(pool, "PUT", url, Direction.OUT, headers={**length, "If-Match": f'"{md5}"'}, body=body)
     return response
+
+
+def _ends(_: Exception) -> bool:
+    """Where all bytes come whatever is asked for, the rest of them cannot be had."""
+    return False
 
 
 def _passes(error: Exception) -> bool:
@@ -212,7 +217,8 @@ def told(response: BaseHTTPResponse, direction: Direction) -> Told:
         raise direction.fault("the storage does not say how large it is", Trait.NEXT)
     kept = {kind: headers.get(f"x-amz-meta-{kind}", "") for kind in ("adler32", "md5")}
     found = {**kept, "md5": md5_of(headers) or kept["md5"], "crc32c": _crc_of(headers)}
-    return Told(int(size), headers.get("ETag", ""), {kind: value for kind, value in found.items() if value})
+    checksums = {kind: value for kind, value in found.items() if value}
+    return Told(int(size), headers.get("ETag", ""), checksums, ranges=response.status != 200)
 
 
 def _start_of(response: BaseHTTPResponse) -> int:

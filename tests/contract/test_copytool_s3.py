@@ -183,6 +183,9 @@ class Odd(http.server.BaseHTTPRequestHandler):
         name, span = self.path.partition("?")[0].rpartition("/")[2], f"bytes {first}-{last}/{len(DATA)}"
         if name == "ignored":
             self._say(200, {}, DATA)
+        elif name == "broken":
+            self._say(200, {"Content-Length": str(len(DATA))}, DATA[: 20 << 20])
+            self.close_connection = True
         elif name == "unknown":
             self._say(206, {"Content-Range": "bytes 0-4/*"}, b"hello")
         elif name == "chunked":
@@ -219,7 +222,7 @@ class Odd(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        if "Transfer-Encoding" not in headers:
+        if not {"Transfer-Encoding", "Content-Length"} & headers.keys():
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         try:
@@ -249,11 +252,16 @@ def bring(url: str, path: Path, environ: Mapping[str, str] = MappingProxyType({}
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["ignored", "unknown", "chunked", "other"])
+def test_all_bytes_of_a_cache_that_gives_no_ranges_are_taken_as_they_come(odd: str, tmp_path: Path) -> None:
+    assert bring(f"http://{odd}/bucket/ignored", tmp_path / "input") == DATA
+    assert len(Odd.users) == 1
+
+
+@pytest.mark.parametrize("name", ["broken", "unknown", "chunked", "other"])
 def test_what_is_not_surely_the_object_is_no_input(odd: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(TransferError) as caught:
         bring(f"http://{odd}/bucket/{name}", tmp_path / "input")
-    assert caught.value.trait is Trait.NEXT
+    assert caught.value.trait is (Trait.RETRY if name == "broken" else Trait.NEXT)
     assert list(tmp_path.iterdir()) == []
 
 
