@@ -41,13 +41,15 @@ class PresignedSource:
 
     Args:
         pool: of connections.
-        url: as it was given.
+        sign: gives the URL, for each request anew: keys that end soon are renewed while a large object moves.
         first: bytes of the first range.
         headers: that were signed with it.
     """
 
-    def __init__(self, pool: PoolManager, url: str, first: int, headers: Mapping[str, str] = _NONE) -> None:
-        self._pool, self._url, self._headers = pool, url, headers
+    def __init__(
+        self, pool: PoolManager, sign: Callable[[], str], first: int, headers: Mapping[str, str] = _NONE
+    ) -> None:
+        self._pool, self._sign, self._headers = pool, sign, headers
         self._open: BaseHTTPResponse | None = self._get(f"bytes=0-{first - 1}", allowed=(200, 206, 416))
         try:
             self.told = told(self._open, Direction.IN)
@@ -72,7 +74,7 @@ class PresignedSource:
 
     def _get(self, bytes_: str, more: Mapping[str, str] = _NONE, *, allowed: tuple[int, ...]) -> BaseHTTPResponse:
         headers = {**self._headers, "Range": bytes_, **more}
-        return request(self._pool, "GET", self._url, Direction.IN, headers=headers, allowed=allowed)
+        return request(self._pool, "GET", self._sign(), Direction.IN, headers=headers, allowed=allowed)
 
     def close(self) -> None:
         """Free the connection of a stream that nobody read."""
@@ -108,7 +110,7 @@ def stat(pool: PoolManager, url: str) -> Stored | None:
     """Size and checksums of an object; None if it is not there."""
     with faults(Direction.IN, url):
         try:
-            source = PresignedSource(pool, url, 1)
+            source = PresignedSource(pool, lambda: url, 1)
         except TransferError as error:
             if error.code is Code.MISSINGINPUTFILE:
                 return None

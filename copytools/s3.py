@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 #: Parts that a file may have: the storage allows 10000 (Amazon S3 limits).
 MOST_PARTS = 9_000
 
-#: Seconds for which what we sign ourselves is good: longer than the parts of any file take.
+#: Seconds for which a request that we sign is good, if the keys are: longer than a transfer takes.
 SIGNED = 86_400
 
 #: Connections that are kept for a host: as many as files and their parts may move at once.
@@ -113,7 +113,7 @@ class S3(CopyTool):
         """Bring an object, in ranges side by side if it is large."""
         with faults(Direction.IN, transfer.url):
             if self._is_presigned(transfer.url):
-                source = PresignedSource(self._pool(transfer.url), transfer.url, PART)
+                source = PresignedSource(self._pool(transfer.url), lambda: transfer.url, PART)
             else:
                 source = self._object(transfer.url).open(PART)
             return fetch(transfer, source, handle)
@@ -327,7 +327,7 @@ class _Object:
 
     def open(self, first: int) -> PresignedSource:
         """To be read, the first so many bytes at once."""
-        return PresignedSource(self.pool, self.signed("get_object", **_TELL), first, _TOLD)
+        return PresignedSource(self.pool, partial(self.signed, "get_object", **_TELL), first, _TOLD)
 
     def head(self) -> Told | None:
         """What the storage says of it; None if it is not there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.server
+import json
 import io
 import re
 import threading
@@ -11,6 +12,7 @@ import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -175,8 +177,10 @@ class Odd(http.server.BaseHTTPRequestHandler):
     busy = 0
     users: tuple[str, ...] = ()
     stored = b""
+    tokens: frozenset[str] = frozenset()
 
     def do_GET(self) -> None:
+        type(self).tokens |= set(re.findall(r"Security-Token=(\w+)", self.path))
         type(self).users += (self.headers.get("Proxy-Authorization", ""),)
         first, last = (int(text) for text in re.findall(r"\d+", self.headers["Range"]))
         last = min(last, len(DATA) - 1)
@@ -236,7 +240,7 @@ class Odd(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def odd() -> Iterator[str]:
-    Odd.busy, Odd.users, Odd.stored = 0, (), b""
+    Odd.busy, Odd.users, Odd.stored, Odd.tokens = 0, (), b"", frozenset()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Odd)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -250,6 +254,19 @@ def bring(url: str, path: Path, environ: Mapping[str, str] = MappingProxyType({}
     transfer = Transfer(file=file, url=url, path=path, size=None, checksum_type="adler32", timeout=60)
     S3(ToolContext(environ={**KEYS, **environ}, **more)).get(transfer, WatchfulHandle())
     return path.read_bytes()
+
+
+def test_each_part_is_asked_for_with_the_keys_as_they_are_then(odd: str, tmp_path: Path) -> None:
+    """Those of a role end after an hour, and boto3 renews them: here at each use."""
+    until = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
+    keys = {"AccessKeyId": "a", "SecretAccessKey": "b", "SessionToken": "$(date +%N)", "Expiration": until}
+    script, profile = tmp_path / "keys.sh", tmp_path / "credentials"
+    script.write_text(f"cat <<EOF\n{json.dumps({'Version': 1, **keys})}\nEOF\n")
+    profile.write_text(f"[role]\ncredential_process = sh {script}\n")
+    transfer = Transfer(file=File(lfn="x", kind=Kind.INPUT), url=f"http://{odd}/bucket/key", path=tmp_path / "x")
+    S3(ToolContext(options={"credentials_file": profile, "profile": "role"})).get(transfer, WatchfulHandle())
+    assert (tmp_path / "x").read_bytes() == DATA
+    assert len(Odd.tokens) == 3
 
 
 def test_all_bytes_of_a_cache_that_gives_no_ranges_are_taken_as_they_come(odd: str, tmp_path: Path) -> None:
