@@ -307,7 +307,7 @@ def read_jobs(path: Path) -> list[RawJob]:
         found = list(found.values())
     jobs = found if isinstance(found, list) else [found] if found else []
     for job in jobs:
-        if not isinstance(job, dict) or not str(job.get("PandaID", "")).isdigit():
+        if not isinstance(job, dict) or not str(job.get("PandaID", "")).isdecimal():
             raise ServerError(f"{path}: expected job definitions with a PandaID, as key=value&... or as JSON")
     return jobs
 
@@ -395,7 +395,7 @@ def _not_begun(raw: RawJob, reason: PilotError | None) -> Report:
 def _warned() -> Iterator[None]:
     try:
         yield
-    except (OSError, ServerError) as error:
+    except (OSError, PilotError) as error:
         logger.warning("Harvester's files: %s", error)
 
 

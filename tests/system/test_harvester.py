@@ -345,6 +345,15 @@ def test_a_job_that_another_pilot_of_the_worker_takes_at_the_end_of_this_one_is_
     assert [path.parent.name for path in tmp_path.rglob("worker_attributes.json")] == ["1"]
 
 
+def test_a_job_without_an_id_of_which_nobody_can_be_told_does_not_keep_the_end_from_harvester(tmp_path):
+    for folder in "12":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "pandaJobData.out").write_text(f"PandaID={int(folder) - 1}")
+    asyncio.run(exchange(tmp_path, tmp_path).finish(None))
+    assert json.loads((tmp_path / "2" / "worker_attributes.json").read_text())["jobStatus"] == "failed"
+    assert (tmp_path / "kill_worker").exists()
+
+
 def test_a_job_that_is_taken_when_a_stop_waits_no_longer_is_reported(tmp_path):
     (tmp_path / "pandaJobData.out").write_text("PandaID=1")
     server = exchange(tmp_path, tmp_path)
