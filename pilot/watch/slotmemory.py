@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -54,6 +55,8 @@ def _of_slurm(environ: Mapping[str, str], own: int) -> MemoryLimit | None:
     params = slurm_setting(environ, "JobAcctGatherParams").lower()
     # Else it does not look, or counts as we cannot: each process without what it shares, or as a control group does.
     looks = slurm_setting(environ, "JobAcctGatherType").lower().endswith("linux") and "noshare" not in params
+    often = environ.get("SLURM_ACCTG_FREQ") or slurm_setting(environ, "JobAcctGatherFrequency")
+    looks = looks and not re.search(r"(^|,)(task=)?0+(,|$)", often.lower())  # 0: once, at the end
     megabytes = slurm_memory(environ) if looks and "overmemorykill" in params else 0
     counts = "PSS" if "usepss" in params else "RSS"
     used = attrgetter(counts.lower())

@@ -75,6 +75,17 @@ def test_what_slurm_counts_otherwise_is_no_limit(tmp_path):
         assert slot_limits(slurm(tmp_path, *told), NO_GROUP) == [], told
 
 
+@pytest.mark.parametrize(
+    ("often", "asked", "known"),
+    [("0", {}, 0), ("energy=0,task=10", {}, 1), ("energy=5,Task=0", {}, 0), ("30", {"SLURM_ACCTG_FREQ": "task=0"}, 0)],
+)
+def test_where_slurm_looks_only_at_the_end_it_ends_nobody(tmp_path, often, asked, known):
+    variables = slurm(tmp_path, **asked)
+    with open(variables["SLURM_CONF"], "a") as conf:
+        conf.write(f"JobAcctGatherFrequency={often}\n")
+    assert len(slot_limits(variables, NO_GROUP)) == known
+
+
 def test_where_it_is_not_known_what_is_shared_no_rss_counts(tmp_path):
     unknown = Sample(seconds=1.0, processes=8, rss=8_000_000)
     slot = group(tmp_path / "slot", memory__max=str(1 << 30), cgroup__procs=f"{os.getpid()}\n0\n")
