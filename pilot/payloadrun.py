@@ -134,7 +134,7 @@ class PayloadRun:
 
     def members(self) -> list[int]:
         """Pids of its living processes, parents first."""
-        return list(dict.fromkeys(pid for process in self._running for pid in process.members()))
+        return list(dict.fromkeys(pid for process in self._running for pid in (*process.members(), *process.inside())))
 
     def _receivers(self) -> list[int]:
         return list(dict.fromkeys(pid for process in self._running for pid in process.receivers()))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.parts.apptainer import apptainer
+from tests.parts.docker import docker, registry
 from tests.parts.gcs import gcs_server
 from tests.parts.htcondor import htcondor
 from tests.parts.image import image
@@ -20,7 +21,8 @@ from tests.parts.rucio import rucio
 from tests.parts.s3 import s3_server
 from tests.parts.slurm import slurm
 
-__all__ = ["apptainer", "gcs_server", "htcondor", "image", "podman", "release", "rucio", "s3_server", "slurm"]
+__all__ = ["apptainer", "docker", "gcs_server", "htcondor", "image", "podman", "release", "rucio", "s3_server", "slurm"]
+__all__ += ["registry"]
 
 
 @pytest.hookimpl(hookwrapper=True)

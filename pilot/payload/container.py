@@ -34,16 +34,19 @@ STARTED = ".container_started"
 #: a shell ends at TERM while its children still use their grace: so after a TERM this one stays until it is alone.
 _INIT = """trap 'heard=x$heard' HUP INT QUIT ALRM USR1 USR2 XCPU; trap 'heard=x$heard; told=1; FORWARD' TERM
 PAYLOAD
-alone() { for place in /proc/[0-9]*; do case ${place#/proc/} in 1|$$|"[0-9]*") ;; *) return 1;; esac; done; }
+alone() { for place in /proc/[0-9]*; do case ${place#/proc/} in 1|$$|$watch|"[0-9]*") ;; *) return 1;; esac; done; }
 while [ "$told" ] && ! alone; do sleep 0.1; done
 exit $status"""
 #: The pilot reaches what is inside itself.
 INIT = _INIT.replace("FORWARD", ":").replace("PAYLOAD", '"$@"; status=$?')
-#: Whoever runs the container tells its first process alone, which passes TERM on. A shell has what it waits for so in
-#: the background, where INT and QUIT are ignored; `wait` ends at a signal, too, and is to be repeated then.
-FORWARDING_INIT = _INIT.replace("FORWARD", "kill -TERM $child").replace(
+#: Whoever runs the container tells its first process alone, which passes TERM on: to all that are inside, if it is the
+#: first of a PID namespace. A shell has what it waits for so in the background, where INT and QUIT are ignored; `wait`
+#: ends at a signal, too, and is to be repeated then. Nobody else is left to end a container whose pilot was killed, or
+#: what runs it: so the end of its input is its own.
+FORWARDING_INIT = _INIT.replace("FORWARD", "if [ $$ = 1 ]; then kill -TERM -1; else kill -TERM $child; fi").replace(
     "PAYLOAD",
     """"$@" & child=$!
+{ trap '' TERM; while read -r line; do :; done; [ $$ = 1 ] && kill -KILL -1; } <&0 & watch=$!
 while before=$heard; wait $child; status=$?; [ "$heard" != "$before" ]; do :; done""",
 )
 
@@ -75,11 +78,15 @@ _TEXTS = _table(
 )
 #: The same where only the runtime's own words count, since a payload may say this of something else.
 _OWN_TEXTS = _table(
-    (Code.SINGULARITYBINDPOINTFAILURE, r"mount source \S+ doesn't exist|statfs .*: no such file"),
+    (
+        Code.SINGULARITYBINDPOINTFAILURE,
+        r"mount source \S+ doesn't exist|statfs .*: no such file|bind source path does not exist",
+    ),
     (Code.IMAGENOTFOUND, r"(?i)could not open image|image format not recognized|manifest unknown|image not known"),
     (
         Code.IMAGENOTFOUND,
-        r"(?i)unable to handle \S+ uri|initializing source|pull access denied|unable to find image",
+        r"(?i)unable to handle \S+ uri|initializing source|pull access denied|failed to resolve reference"
+        r"|from daemon: (get|head) \"https?://",
     ),
     (Code.SINGULARITYIMAGEMOUNTFAILURE, r"Failed to mount image|error: while mounting"),
     (Code.SINGULARITYRESOURCEUNAVAILABLE, r"Resource temporarily unavailable"),
@@ -87,6 +94,8 @@ _OWN_TEXTS = _table(
 )
 #: Beginning of a line that a runtime wrote itself.
 _OWN_LINE = re.compile(r"\s*(FATAL|ERROR|Error|docker|runc|crun)\s*:")
+#: That of a line which docker writes behind an error of its options.
+_HINT = re.compile(r"See '|Run '|Usage:")
 
 #: Variables of the node that mean nothing inside: its search paths and directories. The image has its own.
 _OUTSIDE = re.compile(
@@ -211,7 +220,11 @@ class Container(ABC):
             PilotError: why it cannot run.
         """
 
-    # The four below are answers that most need not give another of.
+    # The seven below are answers that most need not give another of.
+
+    def stdin(self) -> int:
+        """What its command reads."""
+        return subprocess.DEVNULL
 
     def spared(self, pid: int, members: Iterable[int]) -> set[int]:
         """Which of the processes get no TERM: the runtime's own, which must outlive the payload to see its end.
@@ -221,6 +234,10 @@ class Container(ABC):
             members: it, and all that belong to it.
         """
         return set()
+
+    def inside(self) -> list[int]:
+        """Processes of the payload that do not descend from the pilot, as far as they can be seen."""
+        return []
 
     async def signal(self, signum: int) -> None:  # noqa: B027
         """Send a signal to processes inside that the pilot cannot reach itself."""
@@ -281,7 +298,7 @@ def write_file(path: Path, text: str, mode: int) -> None:
 
 def runtime_failure(name: str, status: int, stderr: str) -> PilotError:
     """The error for what a runtime says on stderr: its code, and its telling line."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
+    lines = [line for line in stderr.splitlines() if line.strip() and not _HINT.match(line)]
     own = [line for line in lines if _OWN_LINE.match(line)]
     for texts, places in ((_TEXTS, lines), (_OWN_TEXTS, own)):
         for code, pattern in texts:
@@ -306,7 +323,7 @@ def swallowed_failure(name: str, stderr: str) -> PilotError | None:
     return None
 
 
-def namespace_ids(pid: int) -> list[str]:
+def namespace_ids(pid: int | str) -> list[str]:
     """The ids of a process in our PID namespace and in each below it that it is in (`NSpid` of proc(5)); or none."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(errors="replace")

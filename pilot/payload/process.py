@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -128,7 +129,7 @@ class PayloadProcess:
                     [*prefix, *(container.argv if container else shell)],
                     cwd=workdir,
                     env=dict(environment),
-                    stdin=subprocess.DEVNULL,
+                    stdin=container.stdin() if container else subprocess.DEVNULL,
                     stdout=out,
                     stderr=err,
                 )
@@ -172,7 +173,11 @@ class PayloadProcess:
     def receivers(self) -> list[int]:
         """Members that get signals which are meant for the payload."""
         members = self.members()
-        return self._receivers(members, members)
+        return [*self._receivers(members, members), *self.inside()]
+
+    def inside(self) -> list[int]:
+        """Processes of the payload that are none of ours, since a daemon has started them."""
+        return self.container.inside() if self.container else []
 
     def _receivers(self, pids: Sequence[int], members: Sequence[int]) -> list[int]:
         """Without what only runs the container, which must outlive the payload to see its end."""
@@ -204,7 +209,9 @@ class PayloadProcess:
             again = signum == signal.SIGKILL
             new = [pid for pid in members if again or not told or (pid not in told and began(pid) < since)]
             if self.container and not told:
-                await self.container.signal(signum)
+                with suppress(TimeoutError):  # what runs it may be stuck, and is not waited for
+                    async with asyncio.timeout(patience.remaining):
+                        await self.container.signal(signum)
             send(new if signum == signal.SIGKILL and tidy.expired else self._receivers(new, members), signum)
             send(new, signal.SIGCONT)
             told.update(new)

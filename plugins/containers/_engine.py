@@ -46,7 +46,7 @@ class Engine(Container):
         mounts = [Mount(order.workdir, read_only=False), *order.mounts]
         return [
             *(self.program, "run", "--cidfile", str(self._id_file), "--network=host", "--entrypoint="),
-            *("--security-opt", "label=disable", "--workdir", str(order.workdir)),
+            *("--security-opt", "label=disable", "--workdir", str(order.workdir), "--user", await self.user()),
             *(word for variable in variables for word in ("--env", variable)),
             *(word for mount in mounts for word in ("--mount", _mount(mount))),
             *(await self.own_options()),
@@ -54,6 +54,10 @@ class Engine(Container):
             *image,
             *self.inner_command(self.init),
         ]
+
+    async def user(self) -> str:
+        """Who is inside, whatever user the image has: whom the job directory belongs to."""
+        return "0:0"
 
     async def own_options(self) -> list[str]:
         """Options of this runtime."""
@@ -73,9 +77,9 @@ class Engine(Container):
             await self.ask("kill", "--signal", str(signum), self.id)
 
     async def close(self) -> None:
-        """Remove our container, and nothing else."""
+        """Remove our container with the volumes that were made for it, and nothing else."""
         if self.id:
-            await self.ask("rm", "--force", self.id)
+            await self.ask("rm", "--force", "--volumes", self.id)
             self._id_file.unlink(missing_ok=True)
 
     async def out_of_memory(self) -> bool:

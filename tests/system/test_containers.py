@@ -9,8 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,14 +17,23 @@ from typing import Any
 
 import pytest
 
+from pilot.processes import children
 from tests.grid import Grid, Job, Pilot, processes_with, until
 from tests.parts import cannot
 from tests.parts.apptainer import Apptainer
+from tests.parts.docker import IMAGE, LOGIN, OPTIONS, Docker
 from tests.parts.podman import Podman
 
-TOKEN = "glpat-7c1d9e44aa01"
-LOGIN = [{"username": "somebody", "token": TOKEN, "registry_path": "docker://registry.invalid/group/"}]
-SECRETS = json.dumps({"DOCKER_TOKENS": json.dumps(LOGIN)})
+USER, TOKEN = LOGIN
+
+
+def secrets(registry: str) -> str:
+    """The secrets of a job with a login for a registry."""
+    login = {"username": USER, "token": TOKEN, "registry_path": f"docker://{registry}/group/"}
+    return json.dumps({"DOCKER_TOKENS": json.dumps([login])})
+
+
+SECRETS = secrets("registry.invalid")
 VALUE = "value-of-a-variable-51"
 
 MEMORY = Path("/sys/fs/cgroup/memory")
@@ -74,12 +81,16 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
         yield made
 
 
-@pytest.fixture(params=["podman", "apptainer"], scope="module")
+@pytest.fixture(params=["podman", "apptainer", "docker"], scope="module")
 def runtime(request: pytest.FixtureRequest, grid: Grid) -> Iterator[Runtime]:
     fields: dict[str, Any] = {"container_type": f"{request.param}:pilot", "environ": f"QUEUE_SAYS={VALUE}"}
     if request.param == "podman":
         podman: Podman = request.getfixturevalue("podman")
         found = Runtime("podman", "/", podman.environ, fields, grid)
+    elif request.param == "docker":
+        docker: Docker = request.getfixturevalue("docker")
+        fields["container_options"] = OPTIONS
+        found = Runtime("docker", f"docker://{IMAGE}", docker.environ, fields, grid)
     else:
         apptainer: Apptainer = request.getfixturevalue("apptainer")
         fields["container_options"] = apptainer.options
@@ -89,6 +100,9 @@ def runtime(request: pytest.FixtureRequest, grid: Grid) -> Iterator[Runtime]:
     yield found
     if request.param == "podman":
         assert podman.containers() == []
+    if request.param == "docker":
+        assert docker.containers() == []
+        assert docker("volume", "ls", "--quiet").stdout == ""
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +114,7 @@ def results(runtime: Runtime) -> dict[str, Job]:
         "seven": runtime.job("echo words >&2; exit 7"),
         "like the runtime": runtime.job("exit 125"),
         "like apptainer": runtime.job("echo FATAL: mine >&2; exit 255"),
+        "large": runtime.job("python3 -c 'import time; x = bytearray(150_000_000); time.sleep(2)'"),
         "link out": runtime.job(f"ln -s /etc/hostname x; ln -s x link-{out}", outputs=[f"link-{out}"]),
         "no such path": runtime.job("true", image="/no/such/image"),
         "no name": runtime.job("true", image="x; touch $(pwd)/hacked"),
@@ -127,6 +142,12 @@ def test_a_good_payload_has_its_inputs_outputs_and_variables(results: dict[str, 
     assert workdir.endswith(f"/PanDA_Pilot-{job.id}")
     assert lines[2] != os.readlink("/proc/self/ns/pid")
     assert "container_script.sh" in lines
+
+
+def test_what_a_payload_uses_is_measured(results: dict[str, Job]) -> None:
+    job = results["large"]
+    assert (job.state, job.code) == ("finished", 0), job.diag
+    assert 146_000 < int(job.fields["max_rss"]) < 200_000  # kB; above it are shells, and what python needs
 
 
 def test_no_secret_is_in_the_log_of_a_job_or_on_a_command_line(results: dict[str, Job]) -> None:
@@ -230,40 +251,47 @@ def test_containers_of_others_stay_untouched(grid: Grid, podman: Podman) -> None
         podman("rm", "--force", decoy)
 
 
-@pytest.fixture(scope="module")
-def reference(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An image with a name, made of a few programs of this system, which podman's store has."""
-    top = tmp_path_factory.mktemp("image")
-    programs = [shutil.which(name) or cannot(name) for name in ("bash", "sleep", "touch")]
-    with tarfile.open(top / "image.tar", "w") as tar:
-        for path in programs:
-            tar.add(os.path.realpath(path), arcname=f"bin/{os.path.basename(path)}")
-        for path in _libraries(programs):
-            tar.add(os.path.realpath(path), arcname=path.lstrip("/"))
-    done = podman("import", str(top / "image.tar"), "localhost/pilot-test:1")
-    assert done.returncode == 0, done.stderr
-    return "docker://localhost/pilot-test:1"
-
-
-@pytest.mark.parametrize("how", ["ends", "stops"])
-def test_what_docker_is_told_works_with_podman_in_its_place(
-    grid: Grid, podman: Podman, reference: str, how: str
+@pytest.mark.parametrize("victim", ["pilot", "docker run"])
+def test_a_container_of_docker_ends_with_the_pilot_and_with_what_runs_it(
+    grid: Grid, docker: Docker, victim: str
 ) -> None:
-    queue = grid.queue("Q-docker", container_type="docker:pilot")
-    (job_id,) = grid.submit(
-        grid.job(OBEYS if how == "stops" else "exit 7", queue=queue, container_name=reference, outputs=[])
-    )
-    pilot = grid.pilot("--container-program", "podman", "--grace", "8", queue=queue, env=podman.environ)
-    if how == "stops":
-        workdir = until(lambda: next(grid.work.glob(f"*/PanDA_Pilot-{job_id}"), None))
-        until((workdir / "up").exists)
-        pilot.signal(signal.SIGTERM)
-    assert pilot.wait(30) == (143 if how == "stops" else 0)
-    job = grid.job_of(job_id)
-    assert job.code == (1201 if how == "stops" else 1305), job.diag
-    assert how == "stops" or "exit status 7" in job.diag
-    assert podman.containers() == []
-    assert not processes_with(f"PandaID={job_id}")
+    queue = grid.queue("Q-killed", container_type="docker:pilot", container_options=OPTIONS)
+    (job_id,) = grid.submit(grid.job(IGNORES, queue=queue, container_name=f"docker://{IMAGE}"))
+    pilot = grid.pilot(queue=queue, env=docker.environ)
+    workdir = until(lambda: next(grid.work.glob(f"*/PanDA_Pilot-{job_id}"), None))
+    until((workdir / "up").exists)
+    if victim == "pilot":
+        pilot.close()
+        until(lambda: not processes_with(f"PandaID={job_id}"), 5)
+        docker("rm", "--force", "--volumes", *docker.containers())
+    else:
+        (client,) = children(pilot.pid)
+        os.kill(client, signal.SIGKILL)
+        assert pilot.wait(20) == 0
+        assert grid.job_of(job_id).code == 1305
+        assert docker.containers() == []
+        assert not processes_with(f"PandaID={job_id}")
+
+
+@pytest.mark.parametrize("kind", ["docker", "podman"])
+def test_an_image_of_a_private_registry_is_fetched_with_the_login_of_the_job(
+    grid: Grid, docker: Docker, podman: Podman, registry: str, kind: str
+) -> None:
+    insecure = "" if kind == "docker" else " --tls-verify=false"
+    queue = grid.queue(f"Q-{kind}-login", container_type=f"{kind}:pilot", container_options=OPTIONS + insecure)
+    image = f"docker://{registry}/private/test:1"
+    jobs = [
+        grid.job("id -u; exit 7", queue=queue, container_name=image, **more)
+        for more in ({}, {"secrets": secrets(registry)})
+    ]
+    ids = grid.submit(*jobs)
+    pilot = grid.pilot(queue=queue, env={"docker": docker, "podman": podman}[kind].environ)
+    assert pilot.wait(60) == 0
+    without, with_it = map(grid.job_of, ids)
+    assert without.code == 1360, without.diag
+    assert registry in without.diag
+    assert with_it.code == 1305, with_it.diag
+    assert TOKEN not in pilot.text
 
 
 @pytest.fixture
@@ -287,12 +315,6 @@ def command_lines() -> str:
         except OSError:
             continue
     return "\n".join(found)
-
-
-def _libraries(programs: list[str]) -> set[str]:
-    """What they are linked with, the linker too."""
-    text = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=True).stdout
-    return {word for line in text.splitlines() for word in line.split() if word.startswith("/") and ":" not in word}
 
 
 def _bare_path(top: Path) -> str:

@@ -124,6 +124,8 @@ class TestCommands:
             assert NASTY not in " ".join(argv)
             assert TOKEN not in " ".join(argv) + str(made.environment)
             assert argv[argv.index("--memory") + 1] == "1000k"
+            user = "0:0" if name == "podman" else f"{os.geteuid()}:{os.getegid()}"
+            assert argv[argv.index("--user") + 1] == user
             assert "registry/x:1" in argv
             file = tmp_path / "container-job/config.json"
             assert file.stat().st_mode & 0o777 == 0o600
@@ -210,6 +212,9 @@ class TestFailures:
             ("FATAL:   while opening: Operation not permitted", 1306),
             ("FATAL:   could not open image /x: no such file", 1360),
             ("Error: initializing source docker://x: pinging container registry", 1360),
+            ('docker: Error response from daemon: Get "https://no.invalid/v2/": dial tcp: no such host.', 1360),
+            ("docker: Error response from daemon: failed to resolve reference: x:1: not found", 1360),
+            ("docker: Error response from daemon: bind source path does not exist: /x.", 1308),
             ("something else", 1306),
             ("", 1306),
         ],
@@ -218,6 +223,9 @@ class TestFailures:
         error = runtime_failure("apptainer", 255, f"INFO: more\n{text}\n" if text else "")
         assert error.code.value == code
         assert (text.split("(")[0].split() or ["255"])[-1] in error.detail
+
+    def test_what_is_wrong_with_an_option_is_said_and_not_where_the_help_is(self):
+        assert "--x" in runtime_failure("docker", 125, "unknown flag: --x\nSee 'docker run --help'.\n").detail
 
     def test_words_of_a_good_payload_count_only_where_they_are_the_runtimes(self):
         assert swallowed_failure("alrb", "chown: Operation not permitted\n") is None
