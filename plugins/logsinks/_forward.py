@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 _FORMAT = {"default": str, "unicode_errors": "backslashreplace"}
 
 
+class OtherProtocolError(ConnectionError):
+    """What answers does not speak the forward protocol, or wants a shared key first."""
+
+
 class ForwardSender(FluentSender):  # type: ignore[misc]
     """Sends batches as packed messages, each acknowledged before the next.
 
@@ -72,15 +76,20 @@ class ForwardSender(FluentSender):  # type: ignore[misc]
     def _hung_up(self) -> bool:
         try:
             self._acknowledged(0)
+        except OtherProtocolError:
+            raise
         except OSError:
             return True
         return False
 
     def _acknowledged(self, until: float) -> bool:
         """Whether the acknowledgement of the last batch comes by then (`time.monotonic`)."""
+        data = b""
         while True:
             for answer in self._unpacker:
-                if isinstance(answer, dict) and "ack" in answer:
+                if not isinstance(answer, dict):
+                    raise OtherProtocolError(f"this is no port of the forward protocol: it says {data[:60]!r}")
+                if "ack" in answer:
                     self._answered = self._waits = True
                     if answer["ack"] == self._chunk:
                         return True

@@ -1,5 +1,9 @@
 """Sink fluentd: fluent-logger against Fluent's own server."""
 
+import http.server
+import threading
+import time
+
 import pytest
 
 from pilot.errors import Code, PilotError
@@ -49,6 +53,20 @@ def test_a_record_arrives_with_tag_time_and_fields(server, kind):
     assert first["time"] == pytest.approx(batch[0].when * 1000, abs=1)
     assert (first["record"]["PandaJobID"], first["record"]["queue"], first["record"]["seq"]) == ("42", "Q", 1)
     assert (second["record"]["message"], second["record"]["deep"]) == ("ü", {"a": [1, None, True]})
+
+
+@pytest.mark.parametrize("words", ["", ";ack=no"])
+def test_a_port_that_speaks_http_is_told_from_fluentd(words):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        made = sink(server.server_port, words=words)
+        with pytest.raises(SinkError, match=r"no port of the forward protocol: it says b'(HTTP|<)") as caught:
+            for _ in range(20):
+                made.send(records("hello\n"))
+                time.sleep(0.05)
+        assert caught.value.retry
+        made.close()
+        server.shutdown()
 
 
 def test_lines_of_a_growing_file_arrive_once_and_in_order(server, tmp_path):
