@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -194,7 +195,7 @@ class Keeper:
         if self._payload_proxy == "none" or own is None:
             return None
         try:
-            return await in_thread(own.read_text)
+            return await in_thread(partial(own.read_text, errors="surrogateescape"))  # before the PEM may be any text
         except OSError as error:
             logger.warning("the payload gets no proxy: %s: %s", own, error.strerror)
             return None

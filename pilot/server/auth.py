@@ -122,7 +122,7 @@ def write_private(path: Path, text: str) -> None:
 
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600; no other thread has the same
     try:
-        with open(fd, "w") as file:
+        with open(fd, "w", errors="surrogateescape") as file:
             file.write(text)
         os.replace(name, path)
     except OSError:

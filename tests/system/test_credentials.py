@@ -1,5 +1,6 @@
 """Credentials of real pilots: looked at before a job, renewed by the server, kept from payloads."""
 
+import asyncio
 import base64
 import json
 import os
@@ -14,7 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from pilot.queuedata import hash_path
+from pilot.credentials import Keeper
+from pilot.job import Job
+from pilot.mirror import Mirror
+from pilot.queuedata import Queue, hash_path
+from pilot.server.auth import find_auth
+from plugins.experiments.generic import Generic
 from tests.grid import ENDPOINT, ENVIRON, SCOPE, Grid, until
 from tests.parts import program, x509
 from tests.parts.xrootd import server
@@ -229,6 +235,20 @@ def test_the_proxy_of_a_payload_is_renewed_while_it_runs(tmp_path, proxies, runt
         assert done.state == "finished", pilot.text
         assert pilot.text.count("the payload's proxy is renewed") == 1
         assert [line.split()[-1] for line in done.path("who").read_text().splitlines()] == ["user", "lasting", "600"]
+
+
+def test_words_in_any_encoding_before_a_certificate_are_left_as_they_are(tmp_path, proxies):
+    own = tmp_path / "own"
+    own.write_bytes("Zertifikat für Müller\n".encode("latin-1") + proxies["lasting"].read_bytes())
+    (tmp_path / "copies").mkdir()
+    with Mirror(tmp_path / "mirror", needed=lambda path: True) as mirror:
+        copy = mirror.add(str(own))
+        auth = find_auth({"X509_USER_PROXY": copy})
+        keeper = Keeper(None, auth, Generic(), scratch=tmp_path / "copies", payload_proxy="pilot")
+        asyncio.run(keeper.check())
+        given = asyncio.run(keeper.for_payload(Job(job_id=1), Queue()))["X509_USER_PROXY"]
+    assert copy != str(own)
+    assert Path(given).read_bytes() == own.read_bytes()
 
 
 def test_a_payload_whose_proxy_has_ended_is_not_started(tmp_path, proxies):
