@@ -421,6 +421,8 @@ class JobRun:
         error = self.outcome.error
         extract = last_words(self.workdir, error.code, mask) if error else ""
         extract = "\n".join(filter(None, [extract, *self.outcome.story]))
+        if self.bench.tracing and (code := self.bench.tracing.sender.trouble()):
+            self.outcome.metrics["rucioTraceError"] = str(code)
         try:
             metadata = mask(self.bench.experiment.payload_metadata(self.workdir))
             return self._reporter.report(self.outcome.state, pilot_log=extract, metadata=metadata)

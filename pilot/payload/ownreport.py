@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 #: Messages of one level that are looked at: a report may have 100,000 of them, and the first cause comes first.
 _MESSAGES = 50
+
+#: What Athena writes at its end, and bytes that are read of one.
+_SUMMARIES, _SUMMARY_LIMIT = ("AthSummary*", "AthenaSummary*"), 1 << 20
+_COUNTED = {b"Read": "nEvents", b"Written": "nEventsW"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,15 @@ class JobReport:
 
 
 def job_report(workdir: Path) -> JobReport:
-    """The report in a job directory; an empty one if there is none, or none that can be read."""
+    """The report in a job directory; an empty one if there is none, or none that can be read.
+
+    Events that it does not count are those of Athena's own summary.
+    """
+    report = _written_report(workdir)
+    return report if "nEvents" in report.metrics else replace(report, metrics={**_summary(workdir), **report.metrics})
+
+
+def _written_report(workdir: Path) -> JobReport:
     try:
         with open_left(workdir / JOB_REPORT) as file:
             found = json.loads(file.read(JOB_REPORT_LIMIT))
@@ -55,6 +68,18 @@ def job_report(workdir: Path) -> JobReport:
         problems=tuple(_problems(found)),
         metrics={name: str(value) for name, value in _metrics(found) if value},
     )
+
+
+def _summary(workdir: Path) -> dict[str, str]:
+    """Events read and written by the oldest summary (as Pilot 3, PILOT3 2.7)."""
+    try:
+        found = [path for pattern in _SUMMARIES for path in workdir.glob(pattern)]
+        with open_left(min(found, key=lambda path: path.lstat().st_mtime)) as file:
+            text = file.read(_SUMMARY_LIMIT)
+    except (OSError, ValueError):  # there is none
+        return {}
+    counts = re.findall(rb"^Events (Read|Written): *([1-9][0-9]{0,8})\b", text, re.MULTILINE)
+    return {_COUNTED[kind]: count.decode() for kind, count in counts}
 
 
 def _problems(report: Any) -> Iterator[str]:

@@ -44,6 +44,9 @@ TIMEOUT = 10.0
 #: Traces lost in a row after which the next ones are tried once: who waits for a dead server loses all of them.
 PATIENCE = 2
 
+#: What curl calls an answer that is an error.
+_HTTP_ERROR = 22
+
 #: Characters of an error in a trace.
 _REASON = 500
 
@@ -278,7 +281,7 @@ class TraceSender:
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._busy = self._closing = False
-        self._in_a_row = 0
+        self._in_a_row = self._trouble = 0
         self.sent = self.lost = 0
 
     def send(self, trace: Mapping[str, Any]) -> None:
@@ -292,6 +295,15 @@ class TraceSender:
                 self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
                 self._thread.start()
             self._wake.notify_all()
+
+    def trouble(self) -> int:
+        """Why the last trace was lost since this was asked before, as a code of curl; 0 if none was.
+
+        Pilot 3 sends traces by curl, and tells of that in jobMetrics (`rucioTraceError`, PILOT3 2.7).
+        """
+        with self._wake:
+            code, self._trouble = self._trouble, 0
+        return code
 
     def close(self, seconds: float) -> None:
         """Wait for what is under way, at most so long; nothing is tried again from now on. Blocks."""
@@ -312,19 +324,21 @@ class TraceSender:
                 if not self._queue:
                     return
                 trace, self._busy = self._queue.popleft(), True
-            arrived = self._deliver(json.dumps({**trace, "ip": address}).encode())
+            code = self._deliver(json.dumps({**trace, "ip": address}).encode())
+            arrived = not code
             with self._wake:
+                self._trouble = code or self._trouble
                 self.sent += arrived
                 self.lost += not arrived
                 self._in_a_row = 0 if arrived else self._in_a_row + 1
                 self._busy = False
                 self._wake.notify_all()
 
-    def _deliver(self, body: bytes) -> bool:
+    def _deliver(self, body: bytes) -> int:
         for number in range(TRIES):
-            problem, again = self._post(body)
+            problem, code, again = self._post(body)
             if not problem:
-                return True
+                return 0
             logger.debug("trace, try %d: %s", number + 1, problem)
             if not again or self._in_a_row >= PATIENCE or number + 1 == TRIES:
                 break
@@ -332,17 +346,24 @@ class TraceSender:
                 if self._wake.wait_for(lambda: self._closing, self._pause * 2**number):
                     break
         logger.info("a trace is lost: %s", problem)
-        return False
+        return code
 
-    def _post(self, body: bytes) -> tuple[str, bool]:
-        """What went wrong, and whether the same again may help; an empty text if the server took it."""
+    def _post(self, body: bytes) -> tuple[str, int, bool]:
+        """What went wrong with curl's code for it, and whether the same again may help; no text if it was taken."""
         from pilot.server.wire import Request
 
         try:
             answer = self._transport.send(Request("POST", "", body, {"Content-Type": "application/json"}), TIMEOUT)
         except Exception as error:  # the door: whatever is wrong with traces is no business of the job's
-            return f"{type(error).__name__}: {error}", True
-        return ("" if answer.status < 300 else f"HTTP status {answer.status}"), answer.status >= 500
+            return f"{type(error).__name__}: {error}", _curl_code(error.__cause__), True
+        return ("" if answer.status < 300 else f"HTTP status {answer.status}"), _HTTP_ERROR, answer.status >= 500
+
+
+def _curl_code(cause: BaseException | None) -> int:
+    """Time-out, TLS, no connection (curl(1), EXIT CODES)."""
+    import ssl
+
+    return 28 if isinstance(cause, TimeoutError) else 35 if isinstance(cause, ssl.SSLError) else 7
 
 
 def _own_address(url: str) -> str:

@@ -230,6 +230,14 @@ def test_a_storage_that_is_mounted_is_used_by_path_and_else_by_xrdcp(site: Site,
     assert text.count(f"outputs: {line}") == text.count(f"logs: {line}") == (0 if mounted else 1)
 
 
+def test_traces_that_nobody_takes_are_told_in_the_metrics(site: Site) -> None:
+    site.add("traced.1", **{BAD: DATA})
+    queue = site.queue("NOTRACES", {"pilot_rucio_traces_url": f"{site.grid.server.url}/traces/"})
+    seen, text = site.run(site.job("sleep 0.5; cat traced.1 > out.NOTRACES", ["traced.1"], queue))
+    assert seen["state"] == "finished", text[-4000:]
+    assert "rucioTraceError=22" in seen["fields"]["job_metrics"]
+
+
 @pytest.mark.parametrize("kind", ["dead", "hanging"])
 def test_a_server_of_traces_that_does_not_answer_delays_nothing(site: Site, kind: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -283,6 +283,19 @@ def test_a_job_report_that_is_trusted_fails_a_good_exit_and_its_counts_are_kept(
 
 
 @pytest.mark.parametrize(
+    ("counted", "events"), [({}, {"nEvents": "7", "nEventsW": "5"}), (REPORT["resource"], {"nEvents": "500"})]
+)
+def test_events_that_no_report_counts_are_those_of_the_first_summary_of_athena(tmp_path, counted, events):
+    for name, when, count in (("AthSummary.txt", 10, 7), ("AthenaSummary_2.txt", 20, 9)):
+        (tmp_path / name).write_text(f"Job name: x\nEvents Read:    {count}\nEvents Written: {count - 2}\n")
+        os.utime(tmp_path / name, (when, when))
+    if counted:
+        job_report(tmp_path, exitCode=0, resource=counted)
+    found = verdict(tmp_path, 0, trusts_report=True)
+    assert {name: value for name, value in found.metrics.items() if "Events" in name} == events
+
+
+@pytest.mark.parametrize(
     ("message", "more", "code", "words"),
     [
         ("plain", {}, Code.PAYLOADEXECUTIONFAILURE, "plain"),

@@ -220,6 +220,7 @@ def test_a_server_in_trouble_is_asked_again_and_one_that_refuses_is_not(collecto
     made.close(1)
     assert [trace["n"] for trace in server.got] == [0, 2]
     assert (made.sent, made.lost) == (2, 1)
+    assert (made.trouble(), made.trouble()) == (22, 0)
 
 
 def test_a_server_that_is_not_there_loses_traces_and_no_time():
@@ -229,7 +230,7 @@ def test_a_server_that_is_not_there_loses_traces_and_no_time():
         made.send({"n": number})
     assert time.monotonic() - began < 0.2
     made.close(3)
-    assert made.lost == 50
+    assert (made.lost, made.trouble()) == (50, 7)
     assert time.monotonic() - began < 2
 
 
