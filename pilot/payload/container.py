@@ -275,7 +275,8 @@ class Container(ABC):
             PilotError: SETUPFAILURE.
         """
         (self.order.workdir / STARTED).unlink(missing_ok=True)
-        lines = ["#!/bin/bash", f": > {STARTED}", *before, text or self.order.text]
+        # A soft stop tells all that are inside. This shell, which the payload knows nothing of, is not to die of it.
+        lines = ["#!/bin/bash", f": > {STARTED}", "trap : USR1 USR2", *before, text or self.order.text]
         write_file(self.order.workdir / SCRIPT, "\n".join(lines) + "\n", 0o755)
 
 

@@ -212,7 +212,9 @@ class PayloadProcess:
                 with suppress(TimeoutError):  # what runs it may be stuck, and is not waited for
                     async with asyncio.timeout(patience.remaining):
                         await self.container.signal(signum)
-            send(new if signum == signal.SIGKILL and tidy.expired else self._receivers(new, members), signum)
+            # Before the text runs there is none inside to be told, and the image may still be on its way.
+            every = (signum == signal.SIGKILL and tidy.expired) or (self.container and not self.container.started)
+            send(new if every else self._receivers(new, members), signum)
             send(new, signal.SIGCONT)
             told.update(new)
             if patience.expired:

@@ -13,6 +13,9 @@ logger = logging.getLogger(__name__)
 
 _LONGEST, _SHORTEST = 60.0, 0.1
 
+#: Seconds until the next try while the container of the payload is still being made.
+_AGAIN = 1.0
+
 
 class SoftStop:
     """Sends a signal of the queue's or the job's choice to the payload, once; it ends nothing by itself.
@@ -39,17 +42,16 @@ class SoftStop:
             return math.inf
         left = self._left()
         if left <= self._lead:
-            self.tell(f"{left:.0f} s are left")
-            return math.inf
+            return math.inf if self.tell(f"{left:.0f} s are left") else _AGAIN
         self._pause = min(2 * self._pause, _LONGEST)
         return max(_SHORTEST, min(self._pause, left - self._lead))
 
     def tell(self, why: str) -> bool:
-        """Send the signal now; False if there is none, or if it was sent before."""
-        signum, self._signal = self._signal, None
-        if signum is None:
+        """Send the signal now; False if there is none, if it was sent before, or if nobody is there to hear it yet."""
+        signum, pids = self._signal, self._members()
+        if signum is None or not pids:
             return False
-        pids = self._members()
+        self._signal = None
         logger.info("%s: %s to %d processes of the payload", why, signum.name, len(pids))
         send(pids, signum)
         return True

@@ -59,8 +59,8 @@ class Docker(Engine):
             os.close(end)
 
     def spared(self, pid: int, members: Iterable[int]) -> set[int]:
-        """All: the daemon passes the signal on, see `signal`. None while the image is still on its way."""
-        return {pid, *members} if self.id else set()
+        """All: the daemon passes the signal on, see `signal`."""
+        return {pid, *members}
 
     def inside(self) -> list[int]:
         """All below the first process of the container, which is looked for until it is found."""

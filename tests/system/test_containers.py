@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -201,6 +202,19 @@ def test_a_stop_leaves_nothing_of_a_container(runtime: Runtime, payload: str) ->
     until(lambda: not processes_with(f"PandaID={job_id}"), 5)
 
 
+def test_a_soft_stop_lets_a_payload_save_what_it_has(runtime: Runtime) -> None:
+    text = "trap 'sleep 0.3; echo saved > saved.txt; exit 0' USR1; touch up; while :; do sleep 0.1; done"
+    (job_id,) = runtime.grid.submit(runtime.job(text))
+    pilot = runtime.pilot("--heartbeat", "1", "--soft-stop-signal", "USR1")
+    workdir = until(lambda: next(runtime.grid.work.glob(f"*/PanDA_Pilot-{job_id}"), None))
+    until((workdir / "up").exists)
+    runtime.grid.server.command(job_id, "softkill")
+    assert pilot.wait(20) == 0
+    job = runtime.grid.job_of(job_id)
+    assert (job.state, job.code) == ("finished", 0), job.diag
+    assert job.log()["saved.txt"] == b"saved\n"
+
+
 def test_out_of_memory_is_1212_with_the_limit(runtime: Runtime, parent: Path) -> None:
     params = {"pilot_kill_for_memory": True, "pilot_rss_grace": 0, "pilot_free_space_limit": 0}
     runtime.grid.queue(runtime.name, **{**runtime.queue, "maxrss": 100, "params": params})
@@ -249,6 +263,21 @@ def test_containers_of_others_stay_untouched(grid: Grid, podman: Podman) -> None
         assert processes_with(f"PandaID={job_id}") == [int(before[0])]
     finally:
         podman("rm", "--force", decoy)
+
+
+def test_a_stop_does_not_wait_for_an_image_on_its_way(grid: Grid, docker: Docker) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(20)
+        image = f"docker://127.0.0.1:{silent.getsockname()[1]}/image:1"
+        queue = grid.queue("Q-fetching", container_type="docker:pilot")
+        (job_id,) = grid.submit(grid.job("true", queue=queue, container_name=image))
+        pilot = grid.pilot("--grace", "20", queue=queue, env=docker.environ)
+        connection, _ = silent.accept()
+        with connection:
+            began = pilot.signal(signal.SIGTERM)
+            assert pilot.wait(20) == 143
+            assert time.monotonic() - began < 5
+    assert grid.job_of(job_id).code == 1201
 
 
 @pytest.mark.parametrize("victim", ["pilot", "docker run"])

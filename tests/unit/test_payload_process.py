@@ -5,10 +5,12 @@ import os
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from pilot.errors import Code, PilotError
+from pilot.payload.container import Container
 from pilot.payload.process import PayloadProcess, tail
 from pilot.processes import Processes, is_zombie
 from pilot.stop import Deadline
@@ -126,6 +128,29 @@ def test_stop_kills_what_ignores_it_and_wakes_what_sleeps_stopped(tmp_path, proc
 
     ended, left = asyncio.run(main())
     assert (ended.signum, left) == (signal.SIGKILL, [])
+
+
+def test_a_stop_does_not_wait_for_what_runs_a_container_and_is_stuck(tmp_path, processes):
+    class Stuck(Container):
+        async def command(self):
+            return ["sleep", "60"]
+
+        async def signal(self, signum):
+            await asyncio.sleep(60)
+
+    async def main():
+        container = Stuck(SimpleNamespace(workdir=tmp_path), "")
+        await container.prepare()
+        payload = PayloadProcess.start(
+            "", workdir=tmp_path, environment={"PATH": os.environ["PATH"]}, processes=processes, container=container
+        )
+        waiting = asyncio.create_task(payload.wait())
+        began = time.monotonic()
+        await payload.stop(Deadline(2), grace=0.3)
+        await waiting
+        return time.monotonic() - began
+
+    assert asyncio.run(main()) < 5
 
 
 def test_a_helper_that_the_pilot_started_beside_it_is_left_alone(tmp_path, processes):

@@ -40,6 +40,15 @@ def test_all_processes_get_the_signal_once(processes: list[subprocess.Popen[byte
     assert math.isinf(soft.look())
 
 
+def test_a_payload_whose_container_is_not_there_yet_is_told_later(processes: list[subprocess.Popen[bytes]]) -> None:
+    there: list[int] = []
+    soft = SoftStop("USR1", 30, lambda: 20.0, lambda: there)
+    assert soft.look() == 1
+    there.append(processes[0].pid)
+    assert math.isinf(soft.look())
+    assert processes[0].wait(5) == -signal.SIGUSR1
+
+
 def test_without_a_signal_nothing_is_sent(processes: list[subprocess.Popen[bytes]]) -> None:
     soft = SoftStop("", 30, lambda: 0.0, lambda: [process.pid for process in processes])
     assert math.isinf(soft.look())
