@@ -133,7 +133,9 @@ def make_bench(
 
     def engine(of: QueueInfo, job: Job) -> StagingEngine:
         show = Observers(Shown(progress, job), *([tracing.of(job)] if tracing else []))
-        make = partial(make_engine, settings, of, job, place_of(of, job), experiment, processes, checksum_types)
+        where = place_of(of, job)
+        kind = middleware_engine(settings, of, job, where, checksum_types)
+        make = partial(make_engine, settings, of, job, where, experiment, processes, checksum_types, kind=kind)
         return make(observer=show, room=room, catalogue=shared, keys=keys)
 
     return Bench(
@@ -231,12 +233,13 @@ def make_engine(
     room: Room | None = None,
     catalogue: Catalogue | None = None,
     keys: Callable[[QueueInfo], KeyFinder],
+    kind: Callable[..., StagingEngine] = StagingEngine,
 ) -> StagingEngine:
     """What moves the files of a job."""
     tools = make_tools(settings, info.queue, place.launch_dir, place.environ, keys(info))
     plan = make_plan(settings, info, job, place, experiment, tools, catalogue)
     room = room or Room()
-    return StagingEngine(
+    return kind(
         plan=plan,
         tools=tools,
         look_up=plan.look_up,
@@ -248,6 +251,26 @@ def make_engine(
         cache=input_cache(settings, room),
         confined=wants_container(job, info.queue, experiment),
     )
+
+
+def middleware_engine(
+    settings: Settings, info: QueueInfo, job: Job, place: Place, checksum_types: tuple[str, ...]
+) -> Callable[..., StagingEngine]:
+    """What an engine is made by: most queues have their files moved here, so nothing is loaded for the others."""
+    if not info.queue.has_middleware:
+        return StagingEngine
+    from pilot.middleware import MiddlewareEngine, Scene
+
+    scene = Scene(
+        settings=settings,
+        info=info,
+        job=job,
+        launch_dir=place.launch_dir,
+        main_dir=place.main_dir,
+        environ=place.environ,
+        checksum_types=checksum_types,
+    )
+    return partial(MiddlewareEngine, scene)
 
 
 def make_plan(

@@ -77,14 +77,23 @@ def choose_runtime(job: Job, queue: Queue, bench: Bench) -> Runtime | None:
     if not wanted:
         text = f"the job wants a container; container_type of queue {queue.name} names none for the pilot"
         raise PilotError(Code.QUEUENOTSETUPFORCONTAINERS, text)
+    return find_runtime(wanted, bench.settings, bench.environ)
+
+
+def find_runtime(wanted: str, settings: Settings, environ: Mapping[str, str]) -> Runtime:
+    """The runtime that a queue names, as it is started on this node.
+
+    Raises:
+        PilotError: QUEUENOTSETUPFORCONTAINERS, or that the runtime is not on this node.
+    """
     name = wanted
     if wanted in _APPTAINERS:
-        name = "alrb" if wants_alrb(bench.settings, bench.environ) else "apptainer"
+        name = "alrb" if wants_alrb(settings, environ) else "apptainer"
     try:
         kind: type[Container] = plugins.load("pilot.containers", name, Container)
     except plugins.PluginError as error:
         raise PilotError(Code.QUEUENOTSETUPFORCONTAINERS, f"container_type {wanted!r}: {error.detail}") from error
-    return Runtime(kind, _program(kind, wanted, bench))
+    return Runtime(kind, _program(kind, wanted, settings, environ))
 
 
 def wants_alrb(settings: Settings, environ: Mapping[str, str]) -> bool:
@@ -94,11 +103,11 @@ def wants_alrb(settings: Settings, environ: Mapping[str, str]) -> bool:
     return bool(environ.get("ATLAS_LOCAL_ROOT_BASE")) or Path(settings.cvmfs_base, _ALRB).exists()
 
 
-def _program(kind: type[Container], wanted: str, bench: Bench) -> str:
+def _program(kind: type[Container], wanted: str, settings: Settings, environ: Mapping[str, str]) -> str:
     if not kind.programs:
         return ""
-    path = bench.environ.get("PATH")
-    names = (bench.settings.container_program,) if bench.settings.container_program else kind.programs
+    path = environ.get("PATH")
+    names = (settings.container_program,) if settings.container_program else kind.programs
     found = next((program for program in (shutil.which(name, path=path) for name in names) if program), None)
     if found:
         return found
@@ -144,7 +153,7 @@ def make_container(
         environment=environment,
         environ=bench.environ,
         mounts=mounts_of([cvmfs, *linked, payload_directory(bench.main_dir, job), *named_files(environment)], workdir),
-        options=_options(queue.container_options or bench.settings.container_options, workdir),
+        options=runtime_options(queue, bench.settings, workdir),
         gpu=_wants_gpu(bench.settings.container_gpu, job, queue),
         memory_kb=memory_kb,
         cvmfs=cvmfs,
@@ -194,10 +203,14 @@ def make_private(workdir: Path, *names: str) -> Path:
     return path
 
 
-def _options(text: str, workdir: Path) -> tuple[str, ...]:
-    """Words of the queue's options; `${workdir}` in them is the job directory, whatever its name is made of."""
+def runtime_options(queue: Queue, settings: Settings, workdir: Path) -> tuple[str, ...]:
+    """Words of the queue's options; `${workdir}` in them is the job directory, whatever its name is made of.
+
+    Raises:
+        PilotError: QUEUENOTSETUPFORCONTAINERS.
+    """
     try:
-        words = shlex.split(text)
+        words = shlex.split(queue.container_options or settings.container_options)
     except ValueError as error:
         raise PilotError(Code.QUEUENOTSETUPFORCONTAINERS, f"container_options: {error}") from error
     return tuple(word.replace("${workdir}", str(workdir)) for word in words)

@@ -317,6 +317,10 @@ class Settings:
     container_gpu: str = opt("auto", "whether containers get the GPUs: on, off; auto: as queue and job say",
                              "--container-gpu", ini="Container.gpu", queue="pilot_container_gpu", new=True,
                              kind=one_of("auto", "on", "off"))
+    middleware_container: str = opt("el9", "image or platform in which files are staged, where the queue says so",
+                                    ini="Container.middleware_container", queue="pilot_middleware_container", new=True)
+    middleware_setup: str = opt("", "shell commands that bring the clients there", ini="Container.middleware_setup",
+                                queue="pilot_middleware_setup", new=True)
     redirectstdout: str = opt("", "file for the pilot's stdout", "--redirect-stdout", kind=FILE)
     pod: bool = opt(False, "the pilot runs in a Kubernetes pod: its lifetime counts instead of maxtime of the queue, "
                     "and the pod's disk for maxwdir", "--pod", sets=True)

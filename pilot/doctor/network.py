@@ -102,6 +102,8 @@ def copy_tools(patient: Patient) -> Finding:
     """The tools of the queue can work here; without a queue, which ones can."""
     info = patient.known_queue()
     described = info.queue if info else Queue()
+    if described.has_middleware:
+        return ok("none is needed on the node: files are moved by the middleware of the queue")
     wanted = described.acopytools or ({"default": tuple(described.copytools)} if described.copytools else {})
     names = sorted({name for tools in wanted.values() for name in tools} or plugins.names(KIND))
     working, problems = _tools(patient, described, names)

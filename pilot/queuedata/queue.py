@@ -123,6 +123,11 @@ class Queue:
             **_params(fields.table("params")),
         )
 
+    @property
+    def has_middleware(self) -> bool:
+        """Whether files are moved by a script, in a container or behind set-up commands (PILOT3 7.5)."""
+        return self.container_type.get("middleware") in ("container", "bash")
+
     def tools(self, activities: str | Sequence[str]) -> list[str]:
         """Copy tools to try, in order, for the first of `activities` that has any.
 

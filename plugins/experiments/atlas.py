@@ -95,6 +95,7 @@ class Atlas(Generic):
         "proxy_limit": 72 * 3600.0 - 20 * 60.0,
         "payload_proxy": "server",
         "container_setup": "alrb",
+        "middleware_setup": f"{ALRB}; lsetup rucio davix xrootd",
     }
 
     def before_clean_up(self, parameters: str) -> str:
