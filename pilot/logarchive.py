@@ -237,7 +237,7 @@ class _Packer:
         """A regular file, or its head and tail."""
         found = os.fstat(fd)
         head = os.pread(fd, 8192, 0)
-        if not self._debug and _is_core(head):
+        if not self._debug and is_core(head):
             raise _LeftOutError(f"core dump of {found.st_size} bytes")
         size = found.st_size
         parts: list[Span | bytes] = [(0, size)]
@@ -459,7 +459,7 @@ def masked_copy(
                 copy.write(block)
 
 
-def _is_core(head: bytes) -> bool:
+def is_core(head: bytes) -> bool:
     """True for an ELF file of type ET_CORE (4)."""
     return head[:4] == b"\x7fELF" and int.from_bytes(head[16:18], "little" if head[5:6] == b"\1" else "big") == 4
 

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pilot import matchers
 from pilot.errors import DIAG_LIMIT, Code, Fault, PilotError
 from pilot.job import Job
 from pilot.left import open_left
+from pilot.logarchive import is_core
 from pilot.matchers import COMMON, Found, Matcher, row
 from pilot.payload.ownreport import JobReport, job_report
 from pilot.payload.process import Ended, signal_name, tail
@@ -46,6 +48,9 @@ HPO_ENDS = (160, 161, 162)
 
 #: Bytes of free disk with which hardly anything can be written.
 _NO_ROOM = 64 << 10
+
+#: Names of core files of the kernel's usual pattern, and bytes by which they are told from others.
+_CORE, _CORE_HEAD = re.compile(r"core(\.[0-9]+)?"), 18
 
 #: Signals that a payload hardly sends itself: whoever runs the node did.
 _OF_THE_NODE = (signal.SIGKILL, signal.SIGTERM, signal.SIGXCPU)
@@ -121,6 +126,8 @@ def diagnose(
         return Diagnosis(error=error, exe_code=code, exe_diag=text, metrics=report.metrics)
     good = ended.exit_code == 0 or (job.is_hpo and ended.exit_code in HPO_ENDS)
     if good and not report.exit_code:
+        if left := _core(workdir):
+            logger.warning("the payload ended well, but left %s", left)
         return Diagnosis(metrics=report.metrics)
     return _explained(
         workdir, ended, good, report, _outputs(workdir, report, mask), [*_brought(workdir), *known], remote_io
@@ -146,6 +153,9 @@ def _explained(
     code = Code.UNKNOWNPAYLOADFAILURE if good else _code(ended, remote_io)
     if found and found.matcher.code is not Code.PAYLOADEXECUTIONFAILURE:
         code = found.matcher.code
+    if left := _core(workdir):
+        how += f", left {left}"
+        code = Code.COREDUMP if code is Code.PAYLOADEXECUTIONFAILURE else code
     fault = found.matcher.fault if found else Fault.SITE if ended.signum in _OF_THE_NODE else None
     return Diagnosis(
         error=PilotError(code, f"{how}: {cause}" if cause else how),
@@ -166,6 +176,15 @@ def _full_disk(workdir: Path) -> Found | None:
         return None
     text = f"the disk is full: {disk.f_bavail * disk.f_frsize >> 10} kB are free"
     return Found(row("", Code.NOLOCALSPACE), text)
+
+
+def _core(workdir: Path) -> str:
+    """Name and size of a core file; empty if there is none, or only what has its name."""
+    for path in sorted(path for path in workdir.glob("core*") if _CORE.fullmatch(path.name)):
+        with suppress(OSError), open_left(path) as file:
+            if is_core(file.read(_CORE_HEAD)):
+                return f"{path.name} of {os.fstat(file.fileno()).st_size} bytes"
+    return ""
 
 
 def _outputs(workdir: Path, report: JobReport, mask: Callable[[str], str]) -> dict[str, list[str]]:

@@ -245,6 +245,37 @@ def test_what_has_no_code_of_its_own_may_still_be_the_sites_fault(tmp_path):
     assert (found.error.code, found.fault) == (Code.PAYLOADEXECUTIONFAILURE, Fault.SITE)
 
 
+CORE = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x04\x00" + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "stderr", "code"),
+    [
+        ("core.12", {"exit_code": 134}, "", Code.COREDUMP),
+        ("core", {"signum": signal.SIGFPE}, "", Code.COREDUMP),
+        ("core.12", {"signum": signal.SIGSEGV}, "", Code.PAYLOADSIGSEGV),
+        ("core.12", {"exit_code": 1}, "cp: error writing 'x': No space left on device\n", Code.NOLOCALSPACE),
+        ("core.py", {"exit_code": 1}, "", Code.PAYLOADEXECUTIONFAILURE),
+    ],
+)
+def test_a_core_is_named_and_is_the_cause_if_nothing_better_is_known(tmp_path, name, how, stderr, code):
+    (tmp_path / name).write_bytes(CORE)
+    found = verdict(tmp_path, stderr=stderr, **how)
+    assert found.error.code is code
+    assert (f"left {name} of {len(CORE)} bytes" in found.error.detail) == (name != "core.py")
+
+
+def test_what_only_has_the_name_of_a_core_is_none_and_one_fails_no_good_payload(tmp_path, caplog):
+    (tmp_path / "elsewhere").write_bytes(CORE)
+    (tmp_path / "core.1").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "core").write_text("the core of the matter")
+    os.mkfifo(tmp_path / "core.2")
+    assert verdict(tmp_path, 1).error.code is Code.PAYLOADEXECUTIONFAILURE
+    (tmp_path / "core.3").write_bytes(CORE)
+    assert verdict(tmp_path, 0) == Diagnosis()
+    assert f"left core.3 of {len(CORE)} bytes" in caplog.text
+
+
 @pytest.mark.parametrize(("signum", "fault"), [(signal.SIGKILL, Fault.SITE), (signal.SIGFPE, None)])
 def test_a_signal_that_nobody_sends_himself_is_the_sites(tmp_path, signum, fault):
     assert verdict(tmp_path, signum=signum).fault is fault
