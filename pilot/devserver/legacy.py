@@ -25,6 +25,9 @@ Handler = Callable[[Request, dict[str, Any]], Answer]
 _PREFIX = "/server/panda/"
 _NO_ROLE = "no production/pilot role in VOMS FQANs or non pilot owner"
 _RIGHTS = "DOMA_PANDAMETA.USERS.GRIDPREF"
+#: What Harvester sends as JSON text, and what v1 calls its arguments.
+_LISTS = ("workers", "metrics", "dialogs")
+_HARVESTER_NAMES = {"harvesterID": "harvester_id", "siteName": "panda_queue", "paramsList": "statistics"}
 _KINDS = {argument.name: argument.kind for argument in CALLS["pilot/update_job"].arguments}
 
 
@@ -54,6 +57,11 @@ class Legacy:
             "getCommands": lambda request, _: _encoded(request, {"Returns": 0, "Commands": []}),
             "ackCommands": lambda request, _: _encoded(request, {"Returns": 0}),
             "setDebugMode": self._set_debug_mode,
+            "updateWorkers": self._told_by_harvester("update_workers", "workers"),
+            "updateServiceMetrics": self._told_by_harvester("update_service_metrics", "metrics"),
+            "addHarvesterDialogs": self._told_by_harvester("add_dialogs"),
+            "harvesterIsAlive": self._told_by_harvester("heartbeat"),
+            "reportWorkerStats_jobtype": self._told_by_harvester("report_worker_statistics"),
         }
 
     def _credential(self, what: str) -> Handler:
@@ -64,6 +72,21 @@ class Legacy:
             return _json({"userProxy": text})
 
         return hand_out
+
+    def _told_by_harvester(self, kind: str, counted: str = "") -> Handler:
+        """A handler that keeps what it is told; for each element of `counted`, JSON text, it answers true."""
+
+        def handler(request: Request, given: dict[str, Any]) -> Answer:
+            if not request.identity.user:
+                return Answer.text(200, json.dumps([False, "SSL is required"]))
+            try:
+                told = {key: json.loads(value) if key in _LISTS else value for key, value in given.items()}
+            except ValueError:
+                return Answer.text(200, json.dumps([False, "failed to load JSON"]))
+            self._state.note(kind, {_HARVESTER_NAMES.get(key, key): value for key, value in told.items()})
+            return Answer.text(200, json.dumps([True, [True] * len(told[counted]) if counted else "OK"]))
+
+        return handler
 
     def method(self, path: str) -> str:
         """The name that a call has in v1 for a path that is ours and known, else empty."""

@@ -322,6 +322,16 @@ getCommands acquire_commands harvester_id! n_commands! timeout
 
 ackCommands acknowledge_commands command_ids! timeout
 
+updateWorkers update_workers harvesterID! workers!
+
+updateServiceMetrics update_service_metrics harvesterID! metrics!
+
+addHarvesterDialogs add_dialogs harvesterID! dialogs!
+
+harvesterIsAlive heartbeat harvesterID! data
+
+reportWorkerStats_jobtype report_worker_statistics harvesterID! siteName! paramsList!
+
 setDebugMode set_debug_mode pandaID! modeOn!
 """)
 

@@ -23,7 +23,7 @@ from pilot.server.offline import NoServer
 from pilot.server.report import FileReport, JobRequest, Report, State
 from pilot.stop import Deadline, in_thread
 from tests.grid import ROOT, Grid, until
-from tests.parts import CACHE
+from tests.parts.harvester import home
 
 
 class Messenger:
@@ -137,9 +137,9 @@ def messenger(tmp_path):
 def either(request, tmp_path, monkeypatch):
     """A messenger for a worker of several jobs."""
     if request.param is Harvesters:
-        if not (CACHE / "harvester" / "pandaharvester").is_dir():
-            pytest.skip("Harvester is in no registry: put its sources into .cache/harvester to try the real messenger")
-        monkeypatch.syspath_prepend(CACHE / "harvester")
+        environ = home(tmp_path / "harvester", "http://127.0.0.1:9")
+        monkeypatch.setenv("PANDA_HOME", environ["PANDA_HOME"])
+        monkeypatch.setattr(sys, "path", [*sys.path, *environ["PYTHONPATH"].split(":")])
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
     return request.param(tmp_path / "access", subfolders=True)
 

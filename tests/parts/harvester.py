@@ -1,0 +1,299 @@
+"""A real Harvester: the daemon with all its agents, on a database of its own, beside a grid.
+
+Its sources are in no registry, so they are looked for in `.cache/harvester` (the directory that has `pandaharvester`);
+what they need from elsewhere is installed. Its queues are those of `wrappers/harvester/queueconfig.json`, unchanged but
+for names, paths and numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.grid import ROOT, Grid, until
+from tests.parts import CACHE, environment
+
+TEMPLATES = ROOT / "wrappers" / "harvester"
+SOURCES = Path(os.environ.get("PILOT_REAL_HARVESTER", CACHE / "harvester"))
+#: Its id at the server.
+ID = "harv"
+_PACKAGES = (
+    *("panda-common==0.1.11", "future", "six", "python-daemon", "pycryptodomex", "requests", "psutil", "rpyc"),
+    "htcondor==23.10.29",  # the last with the bindings that it imports
+    "panda-pilot==3.7.0.36",  # whose error codes it imports
+)
+
+#: All agents look once a second, and again at what they have looked at when they look the next time.
+_AGENT = "nThreads = 1\nsleepTime = 1\nlockInterval = 600\ncheckInterval = 0\ntriggerInterval = 0"
+_MANY = "\n".join(
+    f"max{name} = 100"
+    for name in (
+        *("Jobs", "Workers", "NewWorkers", "Dialogs", "JobsToCheck", "JobsToTrigger", "JobsToZip"),
+        *("FilesPerJobToCheck", "FilesPerJobToPrepare", "FilesPerJobToTrigger", "FilesPerJobToZip"),
+    )
+)
+_CONFIG = """\
+[master]
+uname = root
+gname = root
+harvester_id = {id}
+dynamic_plugin_change = False
+[db]
+engine = sqlite
+database_filename = {top}/data/harvester.db
+nConnections = 3
+verbose = False
+[fifo]
+fifoModule = pandaharvester.harvesterfifo.sqlite_fifo
+fifoClass = SqliteFifo
+database_filename = {top}/data/$(TITLE)_fifo.db
+[communicator]
+nConnections = 2
+[pandacon]
+timeout = 20
+ca_cert = False
+auth_type = oidc
+auth_token = none
+auth_origin = none
+pandaURL = {url}/server/panda
+pandaURLSSL = {url}/server/panda
+pandaCacheURL_W = {url}/server/panda
+server_api_url = {url}/api/v1
+server_api_url_ssl = {url}/api/v1
+getEventsChunkSize = 5120
+[qconf]
+configFile = panda_queueconfig.json
+queueList = ALL
+resolverModule = pandaharvester.harvestermisc.info_utils
+resolverClass = PandaQueuesDict
+resolverConfig =
+ {{
+ "refreshPeriod": 0
+ }}
+[commandmanager]
+commands_bulk_size = 20
+sleepTime = 1
+[jobfetcher]
+nQueues = 5
+lookupTime = 1
+{agent}
+{many}
+[propagator]
+nJobsInBulk = 100
+nWorkersInBulk = 100
+minMessageLevel = WARNING
+updateInterval = 3
+{agent}
+{many}
+[preparator]
+{agent}
+{many}
+[submitter]
+nQueues = 3
+lookupTime = 1
+{agent}
+{many}
+[monitor]
+{agent}
+{many}
+[stager]
+{agent}
+{many}
+[eventfeeder]
+{agent}
+{many}
+[sweeper]
+keepFinished = 24
+keepFailed = 24
+keepCancelled = 24
+{agent}
+{many}
+[credmanager]
+outCertFile = none
+sleepTime = 1800
+[file_syncer]
+sleepTime = 60
+[cacher]
+data =
+ panda_queues.json||{url}/cache/panda_queues.json
+ resource_types.json||panda_server:get_resource_types
+refreshInterval = 10
+sleepTime = 60
+[watcher]
+sleepTime = 60
+checkInterval = 3600
+[payload_interaction]
+workerAttributesFile = worker_attributes.json
+jobReportFile = jobReport.json
+eventStatusDumpJsonFile = event_status.dump.json
+eventStatusDumpXmlFile = _event_status.dump
+jobRequestFile = worker_requestjob.json
+jobSpecFile = HPCJobs.json
+eventRequestFile = worker_requestevents.json
+eventRangesFile = JobsEventRanges.json
+updateEventsFile = worker_updateevents.json
+xmlPoolCatalogFile = PoolFileCatalog_H.xml
+pandaIDsFile = worker_pandaids.json
+killWorkerFile = kill_worker.json
+heartbeatFile = worker_heartbeat.json
+"""
+_LOGGER = """\
+[logger]
+loghost = 127.0.0.1
+monport-apache = 9
+method = GET
+encoding = url
+monurlprefix = /
+logdir = {top}/log
+nemitters = 1
+rotating_policy = none
+"""
+
+
+class Harvester:
+    """A daemon that runs. Use as a context manager.
+
+    Args:
+        top: a directory for all that it writes.
+        grid: what it works for.
+        release: the archives of the pilot.
+        queues: the settings of each queue, over those of its template.
+        environ: what its plug-ins need to reach the batch system.
+        prefix: words before its command, to run it as somebody else or elsewhere.
+    """
+
+    def __init__(
+        self,
+        top: Path,
+        grid: Grid,
+        release: Path,
+        queues: Mapping[str, Mapping[str, Any]],
+        environ: Mapping[str, str],
+        prefix: Sequence[str] = (),
+    ) -> None:
+        self.top, self.grid = top, grid
+        self._environ = {**home(top, grid.server.url), **environ}
+        for name in ("data/tokens", "data/logs", "opt/templates"):
+            (top / name).mkdir(parents=True)
+        (top / "opt" / "pilot").symlink_to(release)
+        for name in ("slurm.sh", "htcondor.sdf"):
+            self._template(name)
+        self._configure(queues)
+        self._prefix = list(prefix)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Harvester:
+        python = self._environ["VIRTUAL_ENV"] + "/bin/python"
+        command = [*self._prefix, python, "-m", "pandaharvester.harvesterbody.master", "--foreground"]
+        with open(self.top / "harvester.out", "wb") as out:
+            self._process = subprocess.Popen(
+                command, cwd=self.top, env=self._environ, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                start_new_session=True,
+            )  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)  # what it does itself when it is told to end
+        self._process.wait()
+
+    def rows(self, table: str, **where: object) -> list[dict[str, Any]]:
+        """Rows of its database; none as long as there is no such table."""
+        condition = " AND ".join(f"{name} = ?" for name in where) or "1"
+        with closing(sqlite3.connect(f"file:{self.top}/data/harvester.db?mode=ro", uri=True, timeout=20)) as database:
+            database.row_factory = sqlite3.Row
+            try:
+                found = database.execute(f"SELECT * FROM {table} WHERE {condition}", tuple(where.values())).fetchall()
+            except sqlite3.OperationalError as error:
+                if "no such table" not in str(error):
+                    raise
+                return []
+        return [dict(row) for row in found]
+
+    def workers(self, queue: str) -> list[dict[str, Any]]:
+        """What it knows of the workers of a queue, the oldest first."""
+        return sorted(self.rows("work_table", computingSite=queue), key=lambda row: int(row["workerID"]))
+
+    def job(self, job_id: int) -> dict[str, Any]:
+        """What it knows of a job; nothing before it has it."""
+        return next(iter(self.rows("job_table", PandaID=job_id)), {})
+
+    def story(self) -> str:
+        """What it said, for a test that fails."""
+        logs = "".join(path.read_text(errors="replace") for path in sorted((self.top / "log").glob("panda-*.log")))
+        errors = [line for line in logs.splitlines() if " ERROR " in line or re.match(r"\w*(Error|Exception):", line)]
+        said = (self.top / "harvester.out").read_text(errors="replace")
+        return "\n".join([said[-3000:], *dict.fromkeys(line.partition(": ERROR")[2] or line for line in errors)])
+
+    def waits(self, true: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+        """Wait until something is true; told with its story if it never is."""
+
+        def looked() -> bool:
+            assert self._process is not None
+            if self._process.poll() is not None:
+                raise AssertionError(f"Harvester ended: {self.story()}")
+            return bool(true())
+
+        until(looked, seconds, lambda: f"{what}; {self.story()}")
+
+    def _template(self, name: str) -> None:
+        """One of our templates, with what a site changes in it, and the options of the pilots of a grid."""
+        words = self.grid.options(queue="{pandaQueueName}")
+        options = " ".join(words[words.index("-p") :])
+        text = (TEMPLATES / name).read_text().replace("/opt/harvester", f"{self.top}/opt")
+        text = text.replace("https://pandaserver.example.org", f"http://127.0.0.1 {options}")
+        (self.top / "opt" / "templates" / name).write_text(text)
+
+    def _configure(self, queues: Mapping[str, Mapping[str, Any]]) -> None:
+        text = (TEMPLATES / "queueconfig.json").read_text()
+        known = json.loads(
+            text.replace("/data/harvester", f"{self.top}/data").replace("/opt/harvester", f"{self.top}/opt")
+        )
+        known |= {name: {"queueStatus": "online", **fields} for name, fields in queues.items()}
+        (self.top / "etc" / "panda" / "panda_queueconfig.json").write_text(json.dumps(known, indent=1))
+        records = {}
+        for name in queues:
+            record = json.loads((self.grid.files / f"{name}.json").read_text())[name]
+            records[name] = record | {"pilot_manager": "Harvester", "harvester": ID}
+        (self.grid.files / "panda_queues.json").write_text(json.dumps(records))
+
+
+def home(top: Path, url: str) -> dict[str, str]:
+    """Make a directory that it can be started in, or imported with; its environment.
+
+    Args:
+        top: the directory, not there yet.
+        url: of the server.
+    """
+    if not (SOURCES / "pandaharvester" / "harvesterbody" / "master.py").is_file():
+        pytest.skip("Harvester is in no registry: put the sources of HSF/harvester into .cache/harvester")
+    bin_directory = environment("harvester", *_PACKAGES)
+    site = next((bin_directory.parent / "lib").glob("python3*/site-packages"))
+    for name in ("etc/panda", "log", "modules"):
+        (top / name).mkdir(parents=True)
+    for name in ("pandalogger", "liveconfigparser"):  # as the package's own installation links them
+        (top / "modules" / name).symlink_to(site / "pandacommon" / name)
+    for name, text in (("harvester", _CONFIG), ("common", _LOGGER)):
+        values = {"top": top, "url": url, "id": ID, "agent": _AGENT, "many": _MANY}
+        (top / "etc" / "panda" / f"panda_{name}.cfg").write_text(text.format(**values))
+    return {
+        "PATH": "/usr/bin:/bin",
+        "VIRTUAL_ENV": str(bin_directory.parent),
+        "HOME": str(top),
+        "LANG": "C.UTF-8",
+        "PANDA_HOME": str(top),
+        "PANDA_BEHIND_REAL_LB": "1",
+        "PYTHONPATH": f"{SOURCES}:{top / 'modules'}:{site}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
