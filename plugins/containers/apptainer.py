@@ -31,8 +31,9 @@ class Apptainer(Container):
         order = self.order
         image = self._image()
         self.write_script()
-        prefix = "APPTAINERENV" if self._is_apptainer else "SINGULARITYENV"
-        self.environment = order.client | {f"{prefix}_{name}": value for name, value in order.inside.items()}
+        prefix = "APPTAINER" if self._is_apptainer else "SINGULARITY"
+        inside = {f"{prefix}ENV_{name}": value for name, value in order.inside.items()}
+        self.environment = order.client | inside | {f"{prefix}_NO_EVAL": "1"}  # else a shell reads the values inside
         login = self._login()
         mounts = [Mount(order.workdir, read_only=False), *order.mounts]
         pid = [] if "--no-pid" in order.options else ["--pid"]  # in a pod nobody may mount a /proc for a namespace

@@ -26,6 +26,7 @@ from plugins.experiments.rubin import Rubin
 
 TOKEN = "glpat-55c1d9e44aa0"
 LOGIN = {"username": "me", "token": TOKEN, "registry_path": "docker://registry.cern.ch/group/"}
+IMAGE = "docker://registry.cern.ch:443/group/image-1.0_x:tag@sha256:0"
 NASTY = 'x\'; touch hacked; echo "$(id)" `id`'
 
 
@@ -106,7 +107,7 @@ class TestCommands:
         of = queue(container_options="-B /data,${workdir} --contain")
         made = command(tmp_path, job, of, bench(tmp_path, programs=("apptainer",)), {"A": NASTY, "PATH": "/outside"})
         argv = list(made.argv)
-        assert made.environment["APPTAINERENV_A"] == NASTY
+        assert (made.environment["APPTAINERENV_A"], made.environment["APPTAINER_NO_EVAL"]) == (NASTY, "1")
         assert "APPTAINERENV_PATH" not in made.environment
         assert made.environment["APPTAINERENV_TMPDIR"] == str(tmp_path / "job")
         assert NASTY not in argv
@@ -170,9 +171,9 @@ class TestAlrb:
         return (top / "job/alrb.txt").read_text().splitlines()
 
     def test_the_words_are_those_of_pilot_3(self, tmp_path):
-        words = self.run(tmp_path, Job(job_id=17, container_image=NASTY, platform="p"), queue())
+        words = self.run(tmp_path, Job(job_id=17, container_image=IMAGE, platform="p&nvidia"), queue())
         files = ["-s", "/srv/my_release_setup.sh", "-r", "/srv/container_script.sh"]
-        assert words == [NASTY, "17", "-c", NASTY, *files, "-e", "-c -i"]
+        assert words == [IMAGE, "17", "-c", IMAGE, *files, "-e", "-c -i --nv"]
         script = (tmp_path / "job/container_script.sh").read_text()
         assert "export TMPDIR=/srv\nexport GFORTRAN_TMPDIR=/srv\necho payload\n" in script
         setup = (tmp_path / "job/my_release_setup.sh").read_text()
@@ -184,6 +185,28 @@ class TestAlrb:
         words = self.run(tmp_path, job, queue(is_cvmfs=False, container_options="-B /a,${workdir} -C"))
         assert words[:5] == ["x86_64-el9", "17", "-c", "x86_64-el9", "-d"]
         assert words[-4:] == ["-e", f"-B /a,{tmp_path}/job -C", "-a", NASTY]
+
+    @pytest.mark.parametrize("name", [NASTY, "a b", "x86_64-el9&", "$HOME", "*"])
+    def test_a_name_that_a_shell_would_read_otherwise_is_1360(self, tmp_path, name):
+        with pytest.raises(PilotError) as caught:
+            command(tmp_path, Job(job_id=17, container_image=name), queue(), bench(tmp_path, Atlas()))
+        assert caught.value.code is Code.IMAGENOTFOUND
+
+    def test_what_alrb_knows_of_the_node_stays_there_and_mounts_come_by_the_environment(self, tmp_path):
+        (tmp_path / "certificates").mkdir()
+        (tmp_path / "cvmfs").mkdir()
+        node = {"ALRB_SCRATCH": "/a", "ATLAS_LOCAL_ROOT_BASE": "/b", "ATLAS_SW_BASE": "/c", "TMPDIR": "/d"}
+        given = {"ALRB_XCACHE_PROXY": "root://x", "ATLAS_POOLCOND_PATH": "/e", "A": NASTY}
+        known = {"X509_CERT_DIR": str(tmp_path / "certificates"), "APPTAINER_BINDPATH": "/f"}
+        made = command(tmp_path, Job(job_id=17, platform="p"), queue(), bench(tmp_path, Atlas()), node | given | known)
+        for prefix in ("APPTAINER", "SINGULARITY"):
+            assert {f"{prefix}ENV_{name}": value for name, value in given.items()}.items() <= made.environment.items()
+            assert not {f"{prefix}ENV_{name}" for name in node} & made.environment.keys()
+            assert made.environment[f"{prefix}_NO_EVAL"] == "1"
+        binds = [f"{tmp_path}/job", f"{tmp_path}/certificates:{tmp_path}/certificates:ro"]
+        assert made.environment["APPTAINER_BINDPATH"].split(",") == ["/f", *binds]
+        assert made.environment["SINGULARITY_BINDPATH"].split(",") == binds
+        assert node.items() <= made.environment.items()
 
     def test_the_order_of_platforms(self, tmp_path):
         every = Job(
