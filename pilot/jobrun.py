@@ -383,9 +383,15 @@ class JobRun:
             keep=experiment.kept_files,
             masker=self.bench.masker,
             pilot_log=self.bench.log.part(self._log_start),
+            extra=self._client_log(),
             check=box.check,
         )
         self._reserve.pack(lambda limit: make(file_limit=limit))
+
+    def _client_log(self) -> list[Path]:
+        """What XRootD's client writes of our transfers, if the site wants that; a payload may have one of its own."""
+        path = Path(self.bench.environ.get("XRD_LOGFILE", "")).absolute()
+        return [path] if path.is_file() and not (self.workdir / path.name).exists() else []
 
     # ---------------------------------------------------------------------------------------------------------- reports
 

@@ -70,6 +70,13 @@ _MAP_PATIENCE = 1.0
 #: Seconds for one key of machine features at a URL.
 _FEATURE_TIMEOUT = 5.0
 
+#: What a site may have set for Pilot 3 in vain: words of catchall, variables (docs/migration.md).
+_IDLE_WORDS = ("nopenfiles", "setdebugmode")
+_IDLE_VARIABLES = (
+    *("HARVESTER_CONTAINER_RELEASE_SETUP_FILE", "HARVESTER_LD_LIBRARY_PATH", "HARVESTER_PYTHONPATH"),
+    *("PILOT_QUEUE", "PILOT_WORKDIR"),
+)
+
 #: Seconds between two signs of life in the log: a payload may be silent for longer than the hour that wrappers wait.
 SIGN_OF_LIFE = 60.0
 
@@ -217,6 +224,8 @@ class PilotRun:
             if bench.credentials:
                 beside.append(asyncio.ensure_future(bench.credentials.keep(stop)))
             logger.info("%s", describe(place.environ, place.batch, bench.nest.slot))
+            if idle := _without_effect(info, place.environ):
+                logger.warning("Pilot 3 knows this, here it has no effect: %s", ", ".join(idle))
             try:
                 await self._work(bench, Slot(bench, seat, stop, self._started), place, stop)
             finally:
@@ -364,6 +373,11 @@ class PilotRun:
             tries=tries(settings) if by_files else 0,
             wait=WAIT if by_files else 0.0,
         )
+
+
+def _without_effect(info: QueueInfo, environ: Mapping[str, str]) -> list[str]:
+    words = [f"{word} in catchall" for word in _IDLE_WORDS if info.queue.catchall_flag(word)]
+    return [*words, *(name for name in _IDLE_VARIABLES if environ.get(name))]
 
 
 async def _show_life(log: PilotLog) -> None:

@@ -238,7 +238,10 @@ class Slot:
             self._bench.masker.add(raw.get(key))
         shown = {key: "********" if key in ("secrets", "pilotSecrets") and raw[key] else raw[key] for key in raw}
         logger.info("job definition = %s", shown)
-        return parse_job(raw, environ=self._bench.environ, filters=self._bench.experiment)
+        environ = dict(self._bench.environ)
+        if self._bench.info.queue.catchall_flag("HPC_HPC"):  # the cores of a job there are its own, as for Pilot 3
+            environ.pop("ATHENA_PROC_NUMBER", "")
+        return parse_job(raw, environ=environ, filters=self._bench.experiment)
 
     async def _refuse(self, raw: RawJob, error: PilotError) -> None:
         """A definition that cannot be used is reported failed."""

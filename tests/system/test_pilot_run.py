@@ -357,6 +357,18 @@ def test_a_good_job_is_reported_with_everything_the_server_wants(grid: Grid) -> 
     assert fields["start_time"] <= fields["end_time"]
 
 
+def test_what_a_site_has_set_for_pilot_3_counts_or_is_told_to_have_no_effect(grid: Grid, tmp_path: Path) -> None:
+    (tmp_path / "xrd.log").write_text("what XRootD's client says")
+    queue = grid.queue("HPC", catchall="nopenfiles=4,HPC_HPC")
+    (job_id,) = grid.submit(grid.job("true", queue=queue, coreCount="3"))
+    env = {"XRD_LOGFILE": str(tmp_path / "xrd.log"), "ATHENA_PROC_NUMBER": "8", "HARVESTER_PYTHONPATH": "/x"}
+    pilot = grid.pilot(queue=queue, env=env)
+    (job,) = finish(grid, pilot, job_id)
+    assert job.log()["xrd.log"] == b"what XRootD's client says"
+    assert job.known["fields"]["core_count"] == 3
+    assert "here it has no effect: nopenfiles in catchall, HARVESTER_PYTHONPATH\n" in pilot.text
+
+
 def test_a_failed_job_is_reported_with_its_cause_and_its_true_exit_status(grid: Grid) -> None:
     queue = grid.queue("FAILED")
     ids = grid.submit(
