@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 from pilot.errors import Code, PilotError
-from pilot.payload.container import SCRIPT, Container, Mount, write_file
+from pilot.payload.container import SCRIPT, STARTED, Container, Mount, write_file
 from pilot.processes import descendants
 
 #: Set-up of the release, sourced inside before the payload.
@@ -33,9 +33,9 @@ fi
 return $retCode
 """
 
-#: Before the payload: the shell waits for what it runs, since ALRB ends the container with it; where temporary files go
-#: (PILOT3 5.2).
-_BEFORE = ("trap 'exit $?' TERM", "export TMPDIR=/srv", "export GFORTRAN_TMPDIR=/srv")
+#: Before the payload: ALRB goes where `--pwd` of a queue says, but the mark is wanted in the job directory; the shell waits
+#: for what it runs, since ALRB ends the container with it; where temporary files go (PILOT3 5.2).
+_BEFORE = (f"cd /srv && : > {STARTED}", "trap 'exit $?' TERM", "export TMPDIR=/srv", "export GFORTRAN_TMPDIR=/srv")
 
 #: Names of images and platforms that mean the same to a shell that reads them twice.
 _NAME = re.compile(r"[\w./:@+=,%^-]*", re.ASCII)

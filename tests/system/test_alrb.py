@@ -193,7 +193,9 @@ def test_an_image_that_is_not_there_is_1360_and_says_which(results: dict[str, Jo
 
 
 @pytest.mark.parametrize(
-    ("payload", "options"), [(OBEYS, ""), (OBEYS, "--pid"), (IGNORES, "")], ids=["obeys", "pid namespace", "ignores"]
+    ("payload", "options"),
+    [(OBEYS, ""), (OBEYS, "--pid --pwd /tmp"), (IGNORES, "")],
+    ids=["obeys", "pid namespace", "ignores"],
 )
 def test_a_stop_reaches_the_payload_once_and_leaves_nothing(site: Site, payload: str, options: str) -> None:
     queue = site.queue("stops", options)
