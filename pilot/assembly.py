@@ -259,18 +259,11 @@ def middleware_engine(
     """What an engine is made by: most queues have their files moved here, so nothing is loaded for the others."""
     if not info.queue.has_middleware:
         return StagingEngine
-    from pilot.middleware import MiddlewareEngine, Scene
+    from pilot.middleware import MiddlewareEngine, Request
 
-    scene = Scene(
-        settings=settings,
-        info=info,
-        job=job,
-        launch_dir=place.launch_dir,
-        main_dir=place.main_dir,
-        environ=place.environ,
-        checksum_types=checksum_types,
-    )
-    return partial(MiddlewareEngine, scene)
+    launch_dir = place.launch_dir
+    request = Request(settings=settings, info=info, job=job, launch_dir=launch_dir, checksum_types=checksum_types)
+    return partial(MiddlewareEngine, request, place.main_dir, place.environ)
 
 
 def make_plan(

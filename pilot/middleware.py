@@ -14,6 +14,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -78,50 +79,36 @@ exit {no_python}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is to be staged, and all that decides how."""
-
-    direction: Direction
-    files: tuple[File, ...]
-    workdir: Path
-    together: bool
-    settings: Settings
-    info: QueueInfo
-    job: Job
-    launch_dir: Path
-    checksum_types: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    """Of what a job's files are staged with, what an engine does not know.
-
-    Attributes:
-        main_dir: the pilot's own directory.
-        environ: of the tools.
-    """
+    """What decides how the files of a job are staged, and what is to be staged."""
 
     settings: Settings
     info: QueueInfo
     job: Job
     launch_dir: Path
-    main_dir: Path
-    environ: Mapping[str, str]
     checksum_types: tuple[str, ...]
+    direction: Direction = Direction.IN
+    files: tuple[File, ...] = ()
+    workdir: Path = Path()
+    together: bool = False
 
 
 class MiddlewareEngine(StagingEngine):
     """Has files moved by an engine like itself that runs elsewhere.
 
     Args:
-        scene: what is to be known there.
-        observer: as for the engine.
-        options: of the engine.
+        request: without what is to be staged.
+        main_dir: the pilot's own directory.
+        environ: of the tools.
+        observer, options: as for the engine.
     """
 
-    def __init__(self, scene: Scene, observer: StagingObserver, **options: Any) -> None:
+    def __init__(
+        self, request: Request, main_dir: Path, environ: Mapping[str, str], *, observer: StagingObserver, **options: Any
+    ) -> None:
         super().__init__(observer=observer, **options)
-        self._scene = scene
-        self._observer = observer
+        job = replace(request.job, secrets=None, pilot_secrets={})
+        self._request = replace(request, settings=_absolute(request.settings), job=job)
+        self._make_errand = partial(_Errand, main_dir, environ, observer)
         # Whether a transfer is too slow, and all of them too large, is for those to see who move them.
         limits = replace(self._limits, pace=PaceLimits(idle=0.0, speed=0.0), input_size=None)
         self._call = partial(self._call, limits=limits)
@@ -143,20 +130,9 @@ class MiddlewareEngine(StagingEngine):
     async def _elsewhere(
         self, direction: Direction, files: Sequence[File], workdir: Path, stop: Stop, *, together: bool
     ) -> StagingResult:
-        scene = self._scene
-        request = Request(
-            direction=direction,
-            files=tuple(files),
-            workdir=workdir,
-            together=together,
-            settings=_absolute(scene.settings),
-            info=scene.info,
-            job=replace(scene.job, secrets=None, pilot_secrets={}),
-            launch_dir=scene.launch_dir,
-            checksum_types=scene.checksum_types,
-        )
         call = self._call(direction, files, stop, together=together)
-        errand = _Errand(scene, request, call, self._observer)
+        request = replace(self._request, direction=direction, files=tuple(files), workdir=workdir, together=together)
+        errand = self._make_errand(request, call)
 
         async def one(file: File) -> StagedFile | FailedFile:
             done = errand.done.get(file.lfn)
@@ -168,9 +144,10 @@ class MiddlewareEngine(StagingEngine):
 
         if not files:
             return await call.run(one)
-        _leave(workdir, files, _replicas(request) if direction is Direction.IN else {})
+        _leave(request, {"replicas.json": _replicas(request)} if direction is Direction.IN else {})
         result = await call.run(one, errand.run)
-        _leave(workdir, files, {**errand.left, _name(request, "status.json"): _status(result, direction)})
+        only_log = all(file.kind is Kind.LOG for file in files)
+        _leave(request, {**errand.left, f"status.json{'.log' if only_log else ''}": _status(result, direction)})
         return replace(result, metrics=errand.metrics)
 
 
@@ -181,15 +158,17 @@ class _Errand:
         done: what is known of files, by LFN.
         problem: why nothing is known of the others.
         metrics: for the job's.
-        left: files for the job directory: name to text.
+        left: files for the job directory: what follows `stagein_` in a name to its text.
     """
 
-    def __init__(self, scene: Scene, request: Request, call: Call, observer: StagingObserver) -> None:
-        self._scene = scene
-        self._request = request
-        self._progress = call.progress
-        self._call = call
+    def __init__(
+        self, main_dir: Path, environ: Mapping[str, str], observer: StagingObserver, request: Request, call: Call
+    ) -> None:
+        self._main_dir = main_dir
+        self._environ = environ
         self._observer = observer
+        self._request = request
+        self._call = call
         self._decoder = Decoder()
         self._read = 0
         self._ended = False
@@ -200,25 +179,31 @@ class _Errand:
 
     async def run(self) -> None:
         """All of it; what goes wrong is the problem of the files that have not moved by then."""
-        folder = Path(tempfile.mkdtemp(prefix=f"middleware-{self._request.job.job_id}-", dir=self._scene.main_dir))
+        progress = self._call.progress
         try:
-            await self._in(folder)
+            folder = Path(tempfile.mkdtemp(prefix=f"middleware-{self._request.job.job_id}-", dir=self._main_dir))
+            try:
+                await self._in(folder)
+            finally:
+                await in_thread(remove_tree, folder)
         except PilotError as error:
             self.problem = error
         except OSError as error:
-            self.problem = PilotError(Code.SETUPFAILURE, f"{folder}: {error}")
+            self.problem = PilotError(Code.SETUPFAILURE, f"{self._where}: {error}")
         finally:
-            self._progress.finished = self._progress.linked = 0  # the files themselves are about to be counted
-            await in_thread(remove_tree, folder)
+            progress.finished = progress.linked = 0  # the files themselves are about to be counted
 
     async def _in(self, folder: Path) -> None:
         container = self._container(folder)
         await self._call.aside(self._lay_out, folder)
-        await container.prepare()
-        logger.info("%s by %s", self._request.direction.value, self._where(container))
+        try:
+            await container.prepare()
+        except PilotError as error:
+            raise PilotError(error.code, f"{self._where}: {error.detail}") from error
+        logger.info("%s: %s (%s)", self._request.direction.value, self._where, container.name)
         over = asyncio.Event()
         following = asyncio.create_task(self._follow(folder, over))
-        parallel = max(1, self._scene.settings.parallel_transfers)
+        parallel = max(1, self._request.settings.parallel_transfers)
         patience = TIMEOUT_MAX * (1 + len(self._request.files) / parallel), self._request.direction.timed_out
         try:
             ended = await self._call.in_slot(None, partial(_execute, container), "", patience)
@@ -227,19 +212,16 @@ class _Errand:
             await following
             with suppress(TimeoutError):
                 async with asyncio.timeout(_TIDY):
-                    await container.signal(9)
+                    await container.signal(signal.SIGKILL)
                     await container.close()
-        self.left |= {
-            _name(self._request, "stdout.txt"): ended.stdout,
-            _name(self._request, "stderr.txt"): ended.stderr,
-        }
+        self.left |= {"stdout.txt": ended.stdout, "stderr.txt": ended.stderr}
         if not self._ended:
             self.problem = self._failure(container, ended)
 
     def _container(self, folder: Path) -> Container:
-        settings, queue = self._scene.settings, self._scene.info.queue
+        settings, queue = self._request.settings, self._request.info.queue
         runtime = self._runtime()
-        image, environ = settings.middleware_container, dict(self._scene.environ)
+        image, environ = settings.middleware_container, dict(self._environ)
         if self._is_contained:
             environ = {name: value for name, value in environ.items() if name.isidentifier() and name not in _PYTHON}
         is_platform = "/" not in image
@@ -250,7 +232,7 @@ class _Errand:
             cvmfs=shlex.quote(settings.cvmfs_base),
             no_python=_NO_PYTHON,
         )
-        self.left[_name(self._request, "").rstrip("_") + ".sh"] = text
+        self.left[".sh"] = text
         order = Order(
             job=Job(job_id=self._request.job.job_id, platform=image if is_platform else ""),
             queue=queue,
@@ -259,7 +241,7 @@ class _Errand:
             workdir=folder,
             private=folder,
             environment=environ,
-            environ=self._scene.environ,
+            environ=self._environ,
             mounts=self._mounts(environ, folder),
             options=runtime_options(queue, settings, self._request.workdir),
             cvmfs=Path(settings.cvmfs_base),
@@ -268,19 +250,19 @@ class _Errand:
 
     def _runtime(self) -> Runtime:
         """What runs payloads in containers runs this, too."""
-        named = self._scene.info.queue.container_type.get("pilot", "apptainer").lower()
-        return find_runtime(named if self._is_contained else "none", self._scene.settings, self._scene.environ)
+        named = self._request.info.queue.container_type.get("pilot", "apptainer").lower()
+        return find_runtime(named if self._is_contained else "none", self._request.settings, self._environ)
 
     @property
     def _is_contained(self) -> bool:
-        return self._scene.info.queue.container_type["middleware"] == "container"
+        return self._request.info.queue.container_type["middleware"] == "container"
 
     def _mounts(self, environ: Mapping[str, str], folder: Path) -> tuple[Mount, ...]:
         """The job directory and where `mv` may write; to be read: credentials, CVMFS, and where inputs may lie."""
-        settings, scene = self._request.settings, self._scene
-        folders = [self._request.workdir, *map(Path, filter(None, (settings.output_dir, settings.input_cache)))]
-        if "mv" in scene.info.queue.copytools:
-            folders.append(scene.launch_dir)
+        request, settings = self._request, self._request.settings
+        folders = [request.workdir, *map(Path, filter(None, (settings.output_dir, settings.input_cache)))]
+        if "mv" in request.info.queue.copytools:
+            folders.append(request.launch_dir)
         files = [*named_files(environ), *(environ[name] for name in _FILE_VARIABLES if environ.get(name))]
         read = mounts_of([settings.cvmfs_base, *filter(None, (settings.input_dir,)), *files], folder)
         return (*(Mount(path, read_only=False) for path in dict.fromkeys(folders) if path.exists()), *read)
@@ -334,23 +316,25 @@ class _Errand:
             if name == "tried":
                 self._observer.tried(decode(Trial, value))
             elif name == "moved":
-                self._progress.finished, self._progress.linked, self._progress.bytes = value
+                progress = self._call.progress
+                progress.finished, progress.linked, progress.bytes = value
             elif name == "end":
                 self.metrics, self._ended = dict(value), True
             else:
                 done = decode(StagedFile if name == "arrived" else FailedFile, value)
                 self.done[done.file.lfn] = done
 
-    def _where(self, container: Container) -> str:
-        image = self._scene.settings.middleware_container
-        return f"{container.name}, image {image!r}" if self._is_contained else "a script on the node"
+    @property
+    def _where(self) -> str:
+        image = self._request.settings.middleware_container
+        return f"middleware container {image!r}" if self._is_contained else "middleware script"
 
     def _failure(self, container: Container, ended: subprocess.CompletedProcess[str]) -> PilotError:
         """Why nobody has told of the end: no container, no Python, or a program that broke."""
         if not container.started:
             return container.failure(ended.returncode, ended.stderr)
         last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "")
-        text = f"{self._where(container)}: {last or f'exit status {ended.returncode}'}"
+        text = f"{self._where}: {last or f'exit status {ended.returncode}'}"
         if ended.returncode == _NO_PYTHON:
             return PilotError(Code.MIDDLEWAREIMPORTFAILURE, text)
         return self._request.direction.fault(text)
@@ -368,13 +352,7 @@ def _execute(container: Container, handle: TransferHandle) -> subprocess.Complet
     return handle.run([*go, *container.argv], container.environment)
 
 
-def _name(request: Request, rest: str) -> str:
-    """Pilot 3's name of a file: `stagein_...` or `stageout_...`; of the status of the log `.log` follows."""
-    only_log = all(file.kind is Kind.LOG for file in request.files) and rest == "status.json"
-    return f"{request.direction.value.replace('-', '')}_{rest}{'.log' if only_log else ''}"
-
-
-def _replicas(request: Request) -> dict[str, str]:
+def _replicas(request: Request) -> str:
     """`stagein_replicas.json`: all that is known of the inputs before."""
     queue = request.info.queue
     table = {
@@ -395,11 +373,14 @@ def _replicas(request: Request) -> dict[str, str]:
         }
         for file in request.files
     }
-    return {_name(request, "replicas.json"): json.dumps(table, indent=1)}
+    return json.dumps(table, indent=1)
 
 
 def _status(result: StagingResult, direction: Direction) -> str:
-    """`stagein_status.json` or `stageout_status.json`: a list for each file, and the first error."""
+    """`stagein_status.json` or `stageout_status.json`: a list for each file, and the first error.
+
+    The list of one that failed has its diagnostic behind what Pilot 3 writes.
+    """
     table: dict[str, list[Any]] = {}
     for done in result.staged:
         if direction is Direction.IN:
@@ -410,17 +391,18 @@ def _status(result: StagingResult, direction: Direction) -> str:
             table[done.file.lfn] = ["transferred", 0, done.url, done.url, checksum, done.size]
     for failure in result.failed:
         rest = ["", failure.file.endpoint] if direction is Direction.IN else ["", "", "", failure.file.size or 0]
-        table[failure.file.lfn] = ["failed", int(failure.error.code), *rest]
+        table[failure.file.lfn] = ["failed", int(failure.error.code), *rest, failure.error.diag]
     error = result.error
     return json.dumps({**table, "error": [error.diag, int(error.code)] if error else ["", 0]}, indent=1)
 
 
-def _leave(workdir: Path, files: Sequence[File], texts: Mapping[str, str]) -> None:
-    """Write files for people into the job directory; no job fails for them, and none of its own is in their way."""
-    taken = {file.lfn for file in files}
-    for name, text in texts.items():
+def _leave(request: Request, texts: Mapping[str, str]) -> None:
+    """Write `stagein_...` or `stageout_...` into the job directory; no job fails for them, or loses its own file."""
+    taken = {file.lfn for file in request.files}
+    for rest, text in texts.items():
+        name = request.direction.value.replace("-", "") + ("" if rest.startswith(".") else "_") + rest
         try:
             if name not in taken:
-                write_file(workdir / name, text, 0o644)
+                write_file(request.workdir / name, text, 0o644)
         except PilotError as error:
             logger.warning("%s is not written: %s", name, error.detail)

@@ -21,6 +21,8 @@ _ID = re.compile(r"[0-9a-f]{12,64}")
 class Engine(Container):
     """Base of podman and docker."""
 
+    #: Options of `rm --force` without which it has patience with what is inside.
+    at_once: ClassVar[tuple[str, ...]] = ()
     #: The first process of the container.
     init: ClassVar[str] = FORWARDING_INIT
 
@@ -79,7 +81,7 @@ class Engine(Container):
     async def close(self) -> None:
         """Remove our container with the volumes that were made for it, and nothing else."""
         if self.id:
-            await self.ask("rm", "--force", "--volumes", self.id)
+            await self.ask("rm", "--force", "--volumes", *self.at_once, self.id)
             self._id_file.unlink(missing_ok=True)
 
     async def out_of_memory(self) -> bool:

@@ -20,6 +20,7 @@ class Podman(Engine):
     name = "podman"
     programs = ("podman",)
     own_group = True
+    at_once = ("--time=0",)
     init = INIT
 
     async def own_options(self) -> list[str]:

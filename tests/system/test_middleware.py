@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import threading
@@ -47,10 +48,10 @@ def start(grid: Grid, apptainer: Apptainer, bare: Path) -> Callable[..., Pilot]:
     def started(queue: str, container_type: str, *, image: str = "", bind: Path | None = None, **fields: Any) -> Pilot:
         params = {"pilot_middleware_container": image or str(apptainer.image), "pilot_free_space_limit": 0}
         fields["params"] = params | {"pilot_free_space_limit_running": 0} | fields.get("params", {})
-        options = f"{apptainer.options} -B {bind or grid.storage}"
-        grid.queue(queue, container_type=container_type, container_options=options, **fields)
-        path = f"{apptainer.program.parent}:{bare}"
-        return grid.pilot("--cleanup", "False", queue=queue, env={"PATH": path})
+        options = {"container_options": f"{apptainer.options} -B {bind or grid.storage}"}
+        environ = {"PATH": f"{apptainer.program.parent}:{bare}"} | fields.pop("environ", {})
+        grid.queue(queue, container_type=container_type, **options | fields)
+        return grid.pilot("--cleanup", "False", queue=queue, env=environ)
 
     return started
 
@@ -167,17 +168,20 @@ def test_what_goes_wrong_in_there_has_the_codes_of_files_and_what_goes_wrong_wit
     assert told(first, grid, no_output)["stageout_status.json"]["no.txt"][:2] == ["failed", 1165]
 
     assert grid.job_of(no_image).code == 1360, second.text
-    assert "/no/such/image" in grid.job_of(no_image).diag
+    assert "middleware container '/no/such/image'" in grid.job_of(no_image).diag
     assert told(second, grid, no_image)["stagein_status.json"]["a.txt"][:2] == ["failed", 1360]
 
 
-@pytest.mark.parametrize("container_type", [CONTAINER, BASH])
+@pytest.mark.parametrize("runtime", ["apptainer", "podman", "bash"])
 def test_a_stop_ends_what_moves_in_there(
-    grid: Grid, start: Callable[..., Pilot], tmp_path: Path, container_type: str
+    grid: Grid, start: Callable[..., Pilot], tmp_path: Path, runtime: str, request: pytest.FixtureRequest
 ) -> None:
-    queue = f"STOP-{container_type[0]}"
-    tools = {"copytools": {"gate": {"directory": str(tmp_path)}}}
+    queue, container_type = f"STOP-{runtime}", BASH if runtime == "bash" else f"{CONTAINER};{runtime}:pilot"
+    tools: dict[str, Any] = {"copytools": {"gate": {"directory": str(tmp_path)}}}
     tools["acopytools"] = {activity: ["gate"] for activity in ACTIVITIES}
+    if runtime == "podman":
+        tools["environ"] = {**request.getfixturevalue("podman").environ, "PATH": os.environ["PATH"]}
+        tools |= {"image": "/", "container_options": f"-v {tmp_path}:{tmp_path}"}
     setup = {"pilot_middleware_setup": f"export PATH=$PATH:/usr/bin MARK={tmp_path}"}
     (job_id,) = grid.submit(grid.job(inputs={"in.txt": b"hello\n"}, log=None, queue=queue))
     pilot = start(queue, container_type, bind=tmp_path, params=setup, **tools)
