@@ -33,8 +33,8 @@ fi
 return $retCode
 """
 
-#: Before the payload: ALRB goes where `--pwd` of a queue says, but the mark is wanted in the job directory; the shell waits
-#: for what it runs, since ALRB ends the container with it; where temporary files go (PILOT3 5.2).
+#: Before the payload: ALRB goes where `--pwd` of a queue says, but the mark is wanted in the job directory; the shell
+#: waits for what it runs, since ALRB ends the container with it; where temporary files go (PILOT3 5.2).
 _BEFORE = (f"cd /srv && : > {STARTED}", "trap 'exit $?' TERM", "export TMPDIR=/srv", "export GFORTRAN_TMPDIR=/srv")
 
 #: Names of images and platforms that mean the same to a shell that reads them twice.
