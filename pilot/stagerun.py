@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import stat
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from pilot.staging.call import StagingLimits
 from pilot.staging.checksum import file_checksums, normal
 from pilot.staging.copytool import CopyTool, Handle, Stored
 from pilot.staging.engine import StagingEngine
-from pilot.staging.faults import Direction
+from pilot.staging.faults import Direction, of_os_error
 from pilot.staging.handle import TransferHandle
 from pilot.staging.mover import transfer_timeout
 from pilot.staging.plan import LOCAL_TOOL, Candidate
@@ -155,8 +156,6 @@ class StageRun:
         """
         paths = targets(urls, target, self._wish)
         done: dict[str, Done] = {}
-        for folder in dict.fromkeys(path.parent for path in paths):
-            folder.mkdir(parents=True, exist_ok=True)
         by_name = {path.name: url for path, url in zip(paths, urls, strict=True)}
         wanted = [self._file(path.name, Kind.INPUT) for path in paths]
         for path, url in zip(paths, urls, strict=True):
@@ -210,9 +209,18 @@ class StageRun:
         )
 
     def _in_the_way(self, path: Path) -> PilotError | None:
-        if path.is_dir():
-            return TransferError(Code.FILEEXISTS, f"{path} is a directory", Trait.FATAL)
-        if path.exists() and not self._wish.replace:
+        """Why a file cannot go there, whose directory is made: `--force` does not replace a device or a pipe."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            return of_os_error(error, Direction.IN, str(path))
+        if not stat.S_ISREG(mode):
+            what = "directory" if stat.S_ISDIR(mode) else "device or a pipe"
+            return TransferError(Code.FILEEXISTS, f"{path} is a {what}", Trait.FATAL)
+        if not self._wish.replace:
             return TransferError(Code.FILEEXISTS, f"{path} is there; --force replaces it", Trait.FATAL)
         return None
 
@@ -277,7 +285,11 @@ class StageRun:
     def _stat(tool: CopyTool, url: str, wish: Wish, handle: Handle) -> Stored | None:
         stored = _there(tool, url, handle)
         if tool.name == LOCAL_TOOL:
-            stored = replace(stored, checksums=file_checksums(_path_of(url), [wish.checksum_type], handle.check))
+            try:
+                sums = file_checksums(_path_of(url), [wish.checksum_type], handle.check)
+            except OSError as fault:
+                raise of_os_error(fault, Direction.IN, f"{shown(url)} cannot be read") from fault
+            stored = replace(stored, checksums=sums)
         found = stored.checksums.get(wish.checksum_type, "")
         if wish.checksum and not found:
             detail = f"{shown(url)}: the storage has no {wish.checksum_type}"

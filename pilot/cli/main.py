@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ first steps:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; its exit code is ours."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_streams()
     try:
         return _dispatch(words)
     except KeyboardInterrupt:
@@ -33,6 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a directory that is not ours to write to
         print(f"pilot: error: {error}", file=sys.stderr)
         return 1
+
+
+def _open_streams() -> None:
+    """Streams that were closed (`2>&-`) lead nowhere: else a file that we open gets the number and the messages."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.set_inheritable(nowhere, True)
+            setattr(sys, name, os.fdopen(nowhere, "w" if number else "r"))
 
 
 def _dispatch(words: list[str]) -> int:

@@ -163,6 +163,30 @@ def test_what_is_there_is_not_replaced_unless_asked(tmp_path):
     assert (tmp_path / "b").read_bytes() == b"mine"
 
 
+def test_what_is_no_file_is_an_error_of_that_one_and_stays_what_it_is(tmp_path):
+    (tmp_path / "good").write_bytes(b"good")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    assert "1221" in stage(tmp_path, "get", "--force", "good", "pipe", status=1).stderr
+    assert (tmp_path / "pipe").is_fifo()
+    below = [
+        json.loads(line) for line in stage(tmp_path, "get", "--json", "good", "good/x", status=1).stdout.splitlines()
+    ]
+    assert [one["error"]["name"] for one in below] == ["STAGEINFAILED"]
+    seen = stage(tmp_path, "stat", "--json", "folder", "pipe", "good", status=1).stdout.splitlines()
+    assert [bool(json.loads(line)["error"]) for line in seen] == [True, True, False]
+
+
+def test_closed_streams_are_no_fault(tmp_path):
+    (tmp_path / "a").write_bytes(b"data")
+    words = [*command("get", "a", "b")]
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *words], cwd=tmp_path, env=environment({}), timeout=60
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "b").read_bytes() == b"data"
+
+
 def test_the_tool_can_be_chosen_and_must_fit(tmp_path, xrootd):  # noqa: F811
     xrootd.write("chosen", b"data")
     got = stage(tmp_path, "get", "--json", "--tool", "xrdcp", f"{xrootd.url}//chosen", ".")
