@@ -16,12 +16,15 @@ logger = logging.getLogger(__name__)
 #: Pilot 3): another container of the pod looks there.
 LINK = "payload_workdir"
 
+#: Share of the pod's disk that the directory of a job may have: the kubelet counts the logs and all volumes, too.
+_SHARE = 0.95
+
 
 def in_pod(info: QueueInfo, environ: Mapping[str, str]) -> QueueInfo:
     """The queue for a pod: the pilot's lifetime counts instead of `maxtime` (PILOT3 5.4), and the pod's disk.
 
-    A pod that writes more than its limit of ephemeral storage is evicted with one second of grace: a job must be ended
-    before that, so its directory may have no more.
+    A pod that writes more than its limit of ephemeral storage is evicted with two seconds of grace at most: a job must
+    be ended before that, so its directory may have somewhat less.
 
     Args:
         info: as it was read.
@@ -29,7 +32,7 @@ def in_pod(info: QueueInfo, environ: Mapping[str, str]) -> QueueInfo:
     """
     changes = {"maxtime": 0}
     if limit := space_limit(environ):
-        most = max(1, int(limit / info.queue.maxwdir_grace))
+        most = max(1, int(limit * _SHARE / info.queue.maxwdir_grace))
         changes["maxwdir"] = min(info.queue.maxwdir or most, most)
     queue = replace(info.queue, **changes)  # type: ignore[arg-type]  # all of them are numbers
     return replace(info, queue=queue, record={**info.record, **changes})

@@ -203,7 +203,7 @@ def test_in_a_pod_the_lifetime_of_the_pilot_counts() -> None:
     assert slot_seconds(in_pod(info(), {}).queue, 7200)[0] == 7200
 
 
-@pytest.mark.parametrize(("limit", "most"), [("", 2000), ("1200", 1000), ("100000", 2000)])
+@pytest.mark.parametrize(("limit", "most"), [("", 2000), ("1200", 950), ("100000", 2000)])
 def test_a_job_may_not_write_more_than_its_pod(limit: str, most: int) -> None:
     found = in_pod(info(), {"storageLimitMiB": limit})
     assert found.queue.maxwdir == most
