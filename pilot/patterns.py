@@ -35,11 +35,7 @@ def check_patterns(job: Job) -> None:
         JobDefinitionError: BADOUTPUTFILENAME.
     """
     for file in job.outputs:
-        try:
-            _compiled(file.lfn)
-        except (re.error, RecursionError) as error:
-            text = f"{file.lfn!r} is no regular expression: {error}"
-            raise JobDefinitionError("outFiles", text, Code.BADOUTPUTFILENAME) from None
+        _compiled(file.lfn)
 
 
 def expanded(job: Job, workdir: Path, own: Collection[str]) -> tuple[File, ...]:
@@ -51,8 +47,9 @@ def expanded(job: Job, workdir: Path, own: Collection[str]) -> tuple[File, ...]:
         own: names of the pilot's own files, which no pattern matches.
 
     Raises:
-        JobDefinitionError: BADOUTPUTFILENAME, a file that matches has a name that no storage takes, or it takes too
-            long to find out; or this is not the main thread, where nothing could end that.
+        JobDefinitionError: BADOUTPUTFILENAME, a file that matches has a name that no storage takes, a pattern is none
+            (the log of such a job is made, too), or it takes too long to find out; or this is not the main thread,
+            where nothing could end that.
     """
     if not any(is_pattern(file.lfn) for file in job.outputs):
         return job.outputs
@@ -74,9 +71,13 @@ def is_pattern(lfn: str) -> bool:
 
 
 def _compiled(lfn: str) -> re.Pattern[str] | None:
-    if lfn.startswith(REGEX):
-        return re.compile(lfn.removeprefix(REGEX))
-    return re.compile(translate(lfn)) if _GLOB.search(lfn) else None
+    try:
+        if lfn.startswith(REGEX):
+            return re.compile(lfn.removeprefix(REGEX))
+        return re.compile(translate(lfn)) if _GLOB.search(lfn) else None
+    except (re.error, RecursionError, OverflowError) as error:
+        text = f"{lfn!r} is no regular expression: {error}"
+        raise JobDefinitionError("outFiles", text, Code.BADOUTPUTFILENAME) from None
 
 
 def _matches(file: File, workdir: Path, names: list[str]) -> Iterator[File]:

@@ -55,10 +55,14 @@ def test_each_file_of_a_pattern_has_a_guid_of_its_own_the_same_each_time(tmp_pat
     assert expanded(job("*.x"), tmp_path, ()) == first[1:]
 
 
-def test_an_expression_that_is_none_is_refused() -> None:
-    with pytest.raises(JobDefinitionError) as caught:
-        check_patterns(job("regex|a("))
-    assert caught.value.code is Code.BADOUTPUTFILENAME
+@pytest.mark.parametrize("lfn", ["regex|a(", "regex|a{99999999999}"])
+def test_an_expression_that_is_none_is_refused_and_the_log_that_asks_again_is_told_the_same(
+    tmp_path: Path, lfn: str
+) -> None:
+    for ask in (lambda: check_patterns(job(lfn)), lambda: expanded(job(lfn), tmp_path, ())):
+        with pytest.raises(JobDefinitionError) as caught:
+            ask()
+        assert caught.value.code is Code.BADOUTPUTFILENAME
 
 
 def test_an_archive_that_the_payload_did_not_make_is_made_and_can_be_read(tmp_path: Path) -> None:
