@@ -82,10 +82,32 @@ def listen(stop: Stop, grace: Callable[[], float], processes: Processes) -> None
 
     for signum in STOPPING:
         if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # nohup
-            loop.add_signal_handler(signum, heard, signum)
-    loop.add_signal_handler(signal.SIGCHLD, processes.reap)
+            loop.add_signal_handler(signum, lambda: None)  # wakes the loop; if it has no room to be told (below), this
+            signal.signal(signum, lambda number, _: loop.call_soon_threadsafe(heard, signal.Signals(number)))
+    loop.add_signal_handler(signal.SIGCHLD, _once_a_round(loop, processes.reap))
     _listen_for_faults(loop, heard)
+    # A payload that leaves thousands of orphans a second fills the loop's socket with SIGCHLD (278 of them do). Python
+    # would complain of that from within the C handler, by a lock that the interrupted code may hold: for ever.
+    signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+
+def _once_a_round(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> Callable[[], None]:
+    """Does `work` once for all that came since the last time."""
+    waiting = False
+
+    def run() -> None:
+        nonlocal waiting
+        waiting = False
+        work()
+
+    def soon() -> None:
+        nonlocal waiting
+        if not waiting:
+            waiting = True
+            loop.call_soon(run)
+
+    return soon
 
 
 def _listen_for_faults(loop: asyncio.AbstractEventLoop, heard: Callable[[signal.Signals], None]) -> None:

@@ -117,6 +117,16 @@ def test_a_segv_that_arrives_while_a_process_is_started_is_heard() -> None:
     assert done.stdout.split() == ["1203", "True"], done.stderr
 
 
+def test_a_flood_of_ended_children_neither_hangs_the_pilot_nor_hides_a_stop() -> None:
+    act = (
+        "for _ in range(3000): os.kill(os.getpid(), signal.SIGCHLD)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    await stop.wait(5); print(stop.reason.code.value, stop.deadline.remaining > 5)"
+    )
+    done = run_with_signals(act)
+    assert (done.stdout.split(), done.stderr.count("wakeup")) == (["1201", "True"], 0), done.stderr
+
+
 def test_payloads_can_handle_their_own_faults(grid: Grid) -> None:
     queue = grid.queue("HANDLER")
     (job_id,) = grid.submit(grid.job("trap 'echo caught' SEGV BUS; kill -SEGV $$; kill -BUS $$", queue=queue))
