@@ -6,7 +6,7 @@
 set -uo pipefail
 
 readonly MINIMUM="3, 11"
-url='' sum="${PILOT_SHA256:-}" version='' localpy=false harvester=false cvmfs="${ATLAS_SW_BASE:-/cvmfs}"
+url='' fresh='' sum="${PILOT_SHA256:-}" version='' localpy=false harvester=false cvmfs="${ATLAS_SW_BASE:-/cvmfs}"
 python='' scratch='' child=''
 
 say() { printf '%s [wrapper] %s\n' "$(date --utc +'%Y-%m-%d %H:%M:%S')" "$*" >&2; }
@@ -19,6 +19,7 @@ fail() {
 
 leave() {
     [ -z "$child" ] || kill -TERM "$child" 2>/dev/null
+    [ -z "$fresh" ] || rm -rf -- "$fresh"
     [ -z "$scratch" ] || [ "$scratch" = "$PWD" ] || rm -rf -- "$scratch"
     exit "$1"
 }
@@ -26,6 +27,10 @@ leave() {
 read_options() {
     while [ $# -gt 0 ]; do
         case "$1" in
+        -h | --help)
+            sed -n '2,5s/^# \{0,1\}//p' "$0"
+            exit
+            ;;
         --piloturl) url="${2:-}" ;;
         --piloturl=*) url="${1#*=}" ;;
         --pilotsha256) sum="${2:-}" ;;
@@ -102,9 +107,11 @@ make_scratch() {
 # the file SHA256SUMS beside it.
 # It is no here-document: those of bash before 5.1 are files in a TMPDIR that may be full.
 readonly FETCH='
-import hashlib, os, sys, tarfile, urllib.parse, urllib.request
+import hashlib, http.client, os, signal, sys, tarfile, urllib.parse, urllib.request
 
 url, wanted, target = sys.argv[1:]
+signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"{url}: not here after 300 s"))
+signal.alarm(300)  # of all of it: a server may send a byte a minute
 parts = urllib.parse.urlsplit(url)
 path = urllib.parse.unquote(parts.path) if parts.scheme == "file" else "" if parts.scheme else url
 loopback = parts.hostname in ("localhost", "127.0.0.1", "::1")
@@ -125,8 +132,8 @@ try:
         wanted = next((row[0] for row in rows if len(row) == 2 and row[1].lstrip("*") == name), "")
         if not wanted:
             sys.exit(f"SHA256SUMS beside {url} does not name {name}; give --pilotsha256")
-except OSError as error:
-    sys.exit(f"{url}: {error}")
+except (OSError, ValueError, http.client.HTTPException) as error:
+    sys.exit(f"{url}: {error!r}")
 found = hashlib.sha256(content).hexdigest()
 if wanted and found != wanted.lower():
     sys.exit(f"{url}: its SHA-256 is {found}, not {wanted}")
@@ -149,9 +156,18 @@ fetch() {
     return $status
 }
 
+# What lies in this directory: of several nodes that share it one unpacks, the others see all of it or nothing.
+unpack() {
+    fresh=$(mktemp -d ./pilot3_XXXXXXXX) && tar -xzf pilot3.tar.gz -C "$fresh" && mv -T "$fresh/pilot3" pilot3 2>/dev/null
+    rm -rf -- "$fresh"
+    [ -f pilot3/pilot.py ]
+}
+
 get_pilot() {
     if [ "$url" = local ]; then
-        [ -f "$scratch/pilot3/pilot.py" ] || tar -xzf pilot3.tar.gz || fail 64 "no pilot3/ and no pilot3.tar.gz in $PWD"
+        [ -z "$sum" ] || echo "$sum  pilot3.tar.gz" | sha256sum --check >&2 ||
+            fail 64 "pilot3.tar.gz in $PWD is not the one of --pilotsha256"
+        [ -f pilot3/pilot.py ] || unpack || fail 64 "no pilot3/ and no pilot3.tar.gz in $PWD"
     else
         fetch || fail 64 "the pilot cannot be had"
     fi

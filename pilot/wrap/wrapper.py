@@ -172,7 +172,7 @@ class Wrapper:
         command = [runtime, "exec", *shlex.split(queue.container_options), *binds, "--cleanenv", f"--pwd={workdir}"]
         inner = [*self._options.words, "--mute", f"--scratch={workdir}", "--cvmfsbase", "/cvmfs"]
         if script := self._environ.get("PILOT_WRAPPER"):  # finds a Python of the image
-            program = ["/bin/bash", script, *inner, "--piloturl", "local"]
+            program = ["/bin/bash", script, *inner, "--piloturl", "local", "--pilotsha256", ""]
         else:
             program = ["python3", *self._program[1:], "wrap", *inner]
         for end in slurm_end(self._environ):  # there is no `squeue` inside

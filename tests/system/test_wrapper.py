@@ -255,6 +255,42 @@ def test_local_means_what_lies_there(grid, release, tmp_path):
     assert (launch / "pilotlog.txt").exists()
 
 
+def test_nodes_that_unpack_in_one_directory_see_all_of_the_pilot_or_nothing(grid, release, tmp_path):
+    """A `tar` that has not brought the engine yet when the second node begins."""
+    tools, launch = tmp_path / "tools", tmp_path / "launch"
+    tools.mkdir()
+    launch.mkdir()
+    shutil.copy(release / "pilot3.tar.gz", launch)
+    slow = '#!/bin/sh\n/usr/bin/tar "$@" --exclude "pilot3/pilot/*" && sleep 2 && exec /usr/bin/tar "$@"\n'
+    (tools / "tar").write_text(slow)
+    (tools / "tar").chmod(0o755)
+    digest = hashlib.sha256((release / "pilot3.tar.gz").read_bytes()).hexdigest()
+    words = [*grid.options(), "--harvester", "NODE", "--harvester_workflow", "OneToMany", "--pilotsha256", digest]
+    del words[words.index("-a") : words.index("-a") + 2]
+    pilots = []
+    for node in ("1", "2"):
+        environ = {"PATH": f"{tools}:{PATH}", "PILOT_PYTHON": sys.executable, "NODE": node}
+        pilots.append(Pilot([release / "pilot-wrapper.sh", *words], cwd=launch, env=environ))
+        pilots[-1].out, pilots[-1].err = (path.rename(f"{path}.{node}") for path in (pilots[-1].out, pilots[-1].err))
+        until(lambda: list(launch.rglob("pilot.py")))
+    assert [(pilot.wait(), pilot.text.count("Traceback")) for pilot in pilots] == [(0, 0)] * 2, pilots[1].text
+    assert [path.name for path in launch.glob("pilot3*")].count("pilot3") == 1
+    assert not list(launch.glob("pilot3_*"))
+
+
+def test_what_lies_there_must_have_its_checksum_too(wrapped, release, tmp_path):
+    (tmp_path / "launch-0").mkdir()
+    shutil.copy(release / "pilot3.tar.gz", tmp_path / "launch-0")
+    pilot = wrapped("--pilotsha256", "0" * 64, url="local")
+    assert pilot.wait() == 64
+    assert "is not the one of --pilotsha256" in pilot.text
+
+
+def test_help_needs_neither_python_nor_pilot(release):
+    done = subprocess.run([release / "pilot-wrapper.sh", "-h"], env={"PATH": PATH}, capture_output=True, check=False)
+    assert (done.returncode, done.stdout[:28]) == (0, b"What a batch system starts: ")
+
+
 def test_each_node_of_a_worker_has_a_directory(grid, release, tmp_path):
     """As `srun` starts it at an HPC's edge, where Harvester has brought the archive."""
     (job_id,) = grid.submit(grid.job(queue=grid.queue("MANY", timefloor=0)))
