@@ -127,7 +127,10 @@ class Campaign:
 
     def prepare(self) -> None:
         """Write inputs into the storage; queue, storage and scripts for the server."""
-        shutil.copytree(_SCRIPTS, self.files, dirs_exist_ok=True)
+        self.files.mkdir(parents=True, exist_ok=True)
+        for script in _SCRIPTS.iterdir():
+            if script.is_file():
+                shutil.copyfile(script, self.files / script.name)  # not its mode: the pilot may be read-only
         (self.files / "queuedata.json").write_text(json.dumps({QUEUE: queue_record()}, indent=1))
         storages = {ENDPOINT: storage_record(self.storage)}
         (self.files / "storagedata.json").write_text(json.dumps(storages, indent=1))

@@ -81,6 +81,8 @@ def test_an_old_python_makes_way_for_a_newer_one_of_the_node(dist, bare_python, 
 @pytest.mark.parametrize("kind", ["archive", "single file"])
 def test_it_runs_a_job_and_the_demo_without_any_package(dist, bare_python, tmp_path, kind):
     program = unpacked(dist, tmp_path) if kind == "archive" else dist / "pilot.pyz"
+    for scripts in tmp_path.glob("pilot3/pilot/demo/transformations"):
+        scripts.chmod(0o555)  # as all of it is on CVMFS
     example = run([bare_python, program, "local", "--example"], tmp_path)
     (tmp_path / "job.yaml").write_text(example.stdout)
     done = run([bare_python, program, "local", "job.yaml", "--result", "result.json"], tmp_path)
@@ -88,6 +90,7 @@ def test_it_runs_a_job_and_the_demo_without_any_package(dist, bare_python, tmp_p
     assert '"state": "finished"' in (tmp_path / "result.json").read_text()
     demo = run([bare_python, program, "demo"], tmp_path)
     assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert (tmp_path / "demo-run" / "files").stat().st_mode & 0o200
 
 
 def test_the_archive_runs_through_a_link_and_where_python_keeps_its_path_safe(dist, bare_python, tmp_path):
