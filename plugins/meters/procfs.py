@@ -56,18 +56,21 @@ class Procfs(Meter):
 
     def sample(self) -> Sample:
         """One pass over all processes; those that end meanwhile are passed over."""
-        pids = self._members()
+        pids = list(self._members())
         seen: dict[tuple[int, bytes], _Used] = {}
         rss = vmem = threads = alive = 0
-        for pid in pids:
-            fields = _read(pid, "stat").rpartition(b")")[2].split()
+        for place, pid in enumerate(pids):
+            fields = _stat(pid)
             if not fields:
                 continue
             threads += int(fields[17])
+            seen[pid, fields[19]] = _used(pid, fields)
+            if fields[0] == b"Z" and int(fields[17]) > 1:  # memory is told of its other threads alone, as /proc/TID
+                pids[place] = _living_thread(pid)
+                fields = _stat(pids[place]) or fields
             vmem += int(fields[20]) >> 10
             rss += int(fields[21]) * _PAGE_KB
             alive += fields[21] != b"0"  # one that has just ended has no memory left: it is no measure of the payload
-            seen[pid, fields[19]] = _used(pid, fields)
         self._keep_orphans(seen)
         self._measure_pss(pids, rss)
         utime, stime, *io = self._totals()
@@ -110,6 +113,20 @@ class Procfs(Meter):
             found = [_pss(pid) for pid in pids]
             self._pss, self._swap, self._held = (sum(column) for column in zip((0, 0, 0), *found, strict=True))
             self._rss_then, self._passes = rss, 0
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Fields of /proc/PID/stat from the state on; empty if there is no such process."""
+    return _read(pid, "stat").rpartition(b")")[2].split()
+
+
+def _living_thread(pid: int) -> int:
+    """A thread of a process whose first one has ended; the pid if there is none."""
+    try:
+        threads = [int(name) for name in os.listdir(f"/proc/{pid}/task") if name != str(pid)]
+    except OSError:
+        return pid
+    return next((thread for thread in threads if _stat(thread)[21:22] not in ([], [b"0"])), pid)
 
 
 def _used(pid: int, fields: list[bytes]) -> _Used:

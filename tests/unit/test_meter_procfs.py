@@ -150,6 +150,26 @@ time.sleep(60)
     assert sample.cpu >= 0.55
 
 
+def test_a_process_whose_first_thread_has_ended_still_has_its_memory(tmp_path, processes):
+    script = """
+import ctypes, threading
+def work():
+    global held
+    held = os.urandom(60 << 20)
+    while open("/proc/self/stat").read().split()[2] != "Z":
+        time.sleep(0.01)
+    print('{"held": %d}' % (len(held) >> 10), flush=True)
+    time.sleep(600)
+threading.Thread(target=work).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+    sample, said = sampled(script, tmp_path, processes)
+    assert (sample.processes, sample.threads) == (1, 2)
+    for name in ("rss", "pss", "vmem"):
+        assert said["held"] < getattr(sample, name), name
+    assert sample.pss <= sample.rss < said["held"] + (20 << 10)
+
+
 def test_nothing_is_counted_twice_when_a_child_ends_and_its_parent_waits_for_it(tmp_path, processes):
     """The kernel adds the CPU time and I/O of a child to those of the parent that waits for it."""
     script = """
