@@ -159,7 +159,7 @@ class EarlyOut:
     async def _take_back(self, staged: StagedFile) -> None:
         logger.warning("%s changed after it was staged out: it is removed there and sent again", staged.file.lfn)
         try:
-            await self._store.remove(staged.tool, staged.url, self._parent)
+            await self._store.remove(staged.tool, staged.place or staged.url, self._parent)
         except PilotError as error:  # the new copy will find the old one in its way, and the job fails for that
             logger.error("the first copy of %s stays: %s", staged.file.lfn, error)
 

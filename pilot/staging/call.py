@@ -407,5 +407,7 @@ def storage_of(candidate: Candidate) -> str:
 
 
 def _told(done: StagedFile) -> str:
+    if done.file.turl:
+        return f"not copied, the payload reads {done.size} bytes at {shown(done.url)}"
     speed = done.size / max(1e-6, done.seconds) / 1e6
     return f"{done.size} bytes by {done.tool}, {shown(done.url)}, in {done.seconds:.2f} s ({speed:.0f} MB/s)"

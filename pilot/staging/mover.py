@@ -213,6 +213,7 @@ class Mover:
             tool=candidate.tool,
             seconds=0.0,
             verifying=time.monotonic() - arrived,
+            place=transfer.url if candidate.surl else "",
         )
 
     def _summed_on_the_way(self, tool: CopyTool, candidate: Candidate, local: LocalFile) -> bool:

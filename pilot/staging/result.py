@@ -55,6 +55,7 @@ class StagedFile:
         verifying: of those, what was left to verify when the tool was done.
         attempts: those before it, that failed.
         local: False for an input that takes no local space because it is only linked.
+        place: where the tool has it, if that is not `url`: for `mv` a path has escapes, as it is reported it has none.
     """
 
     file: File
@@ -67,6 +68,7 @@ class StagedFile:
     attempts: tuple[Attempt, ...] = ()
     local: bool = True
     verifying: float = 0.0
+    place: str = ""
 
     @property
     def story(self) -> list[str]:
