@@ -90,6 +90,11 @@ class Looping:
                         elif entry.name not in own:
                             found = entry.stat(follow_symlinks=False)
                             if stat.S_ISREG(found.st_mode):
-                                yield found.st_mtime, entry.name
+                                yield _changed_at(found), entry.name
             except OSError:  # it went away while we looked, or is not ours to read
                 continue
+
+
+def _changed_at(found: os.stat_result) -> float:
+    """When a file was written. Not its mtime: who unpacks an archive sets that, perhaps to years ago or ahead."""
+    return found.st_ctime

@@ -23,7 +23,8 @@ class Clock:
 
 
 @pytest.fixture
-def clock():
+def clock(monkeypatch):
+    monkeypatch.setattr("pilot.watch.looping._changed_at", lambda found: found.st_mtime)  # which can be set
     return Clock()
 
 
@@ -110,6 +111,17 @@ def test_a_file_of_the_future_is_one_of_now(tmp_path, clock):
     write(tmp_path / "future", START + 1e6)
     with pytest.raises(PilotError):
         pass_time(look, clock, 7200)
+
+
+@pytest.mark.parametrize("when", [0, 4e9], ids=["years ago", "years ahead"])
+def test_a_file_is_written_when_it_changes_whatever_time_an_archive_gives_it(tmp_path, when):
+    now = time.time() - 7190
+    look = Looping(tmp_path, 7200, 10, clock=lambda: now)
+    write(tmp_path / "old", when)
+    for step in range(730):
+        now += look.look()
+        if step == 715:
+            write(tmp_path / "new", when)
 
 
 def test_a_directory_that_goes_away_while_we_look_is_no_error(tmp_path, clock):
