@@ -65,7 +65,7 @@ class Docker:
 @pytest.fixture(scope="session")
 def docker() -> Iterator[Docker]:
     """A daemon that has `IMAGE`."""
-    found = _installed()
+    found = installed()
     top = Path(tempfile.mkdtemp(prefix="docker-"))  # a name of a socket has 107 bytes at most
     path = f"{found}/usr/bin:{found}/usr/sbin:{os.environ['PATH']}"
     made = Docker({"PATH": path, "DOCKER_HOST": f"unix://{top}/socket"})
@@ -100,7 +100,7 @@ def registry(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     address = f"127.0.0.1:{port}"
     (top / "config.json").write_text(json.dumps({"auths": {address: {"auth": auth}}}))
     with open(top / "log", "wb") as log:
-        words = [_installed() / "usr/bin/docker-registry", "serve", top / "config.yml"]
+        words = [installed() / "usr/bin/docker-registry", "serve", top / "config.yml"]
         process = subprocess.Popen(words, stdout=log, stderr=log)
     try:
         wait_until(lambda: listens(port), "the registry answers")
@@ -137,7 +137,7 @@ def _image(top: Path) -> Path:
     return path
 
 
-def _installed() -> Path:
+def installed() -> Path:
     """The directory with the programs. They are not installed, as that would end another docker of this machine."""
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         cannot("docker's daemon: needs root and apt-get")
