@@ -203,7 +203,9 @@ def _missing(definition: Definition, state: str, expected: Iterable[str], entrie
 def _entries(report: str, inputs: Sequence[str]) -> dict[str, Any] | None:
     """The report's files, or None if the adder cannot read it: outputs need guid, fsize and a checksum."""
     try:
-        entries = json.loads(report)
+        entries = report_files(report)
+        if not entries and report != "{}":
+            return None
         for lfn, entry in entries.items():
             if "guid" not in entry or not (lfn in inputs or (int(entry["fsize"]) >= 0 and _has_checksum(entry))):
                 return None
@@ -217,9 +219,19 @@ def _has_checksum(entry: Mapping[str, Any]) -> bool:
 
 
 def report_files(report: str) -> dict[str, Any]:
-    """The files of a final report as a mapping, empty if it is not one."""
+    """The files of a final report as a mapping, empty if it is not one. Harvester's is XML, a catalogue of POOL."""
     try:
-        files = json.loads(report)
-    except ValueError:
+        files = _catalogue(report) if report.lstrip().startswith("<") else json.loads(report)
+    except (ValueError, LookupError, SyntaxError):  # ElementTree's error is one of syntax
         return {}
     return files if isinstance(files, dict) else {}
+
+
+def _catalogue(report: str) -> dict[str, Any]:
+    from xml.etree import ElementTree
+
+    files = {}
+    for file in ElementTree.fromstring(report.encode()).iter("File"):  # noqa: S314  (a server on loopback)
+        entry = {item.attrib["att_name"]: item.attrib["att_value"] for item in file.iter("metadata")}
+        files[file.findall(".//lfn")[0].attrib["name"]] = {"guid": file.attrib["ID"], **entry}
+    return files

@@ -26,7 +26,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pilot.errors import Code, PilotError, ServerError
 from pilot.jobdef import job_identity
-from pilot.server import Server
+from pilot.server import Server, wire
 from pilot.server.legacy import update_fields
 from pilot.server.offline import NoServer
 from pilot.server.report import FileReport, JobRequest, RawJob, Reply, Report, State
@@ -315,10 +315,14 @@ def read_jobs(path: Path) -> list[RawJob]:
 def worker_attributes(report: Report) -> dict[str, Any]:
     """What Harvester reads of a job: the update in the words of the legacy API, without its files (`xml`).
 
-    Of the final states it knows only two: a job that is kept to be delivered later has failed for it.
+    Of the final states it knows only two: a job that is kept to be delivered later has failed for it. Harvester hands
+    on the times as they are, and of those the server takes only text, in UTC.
     """
     fields = update_fields(report)
     fields.pop("xml", None)
+    for name, when in (("startTime", report.start_time), ("endTime", report.end_time)):
+        if name in fields:
+            fields[name] = wire.utc_text(when)
     if not fields["metaData"]:
         del fields["metaData"]
     return {

@@ -336,6 +336,17 @@ def test_another_attempt_is_told_to_be_killed(server: LocalDevServer, attempt: i
     assert server.job(1)["state"] == "activated"
 
 
+def test_harvester_s_calls_are_the_same_through_either_api(server: LocalDevServer) -> None:
+    workers = [{"workerID": 2, "status": "running"}]
+    assert legacy(server, "updateWorkers", harvesterID="h", workers=json.dumps(workers)) == [True, [True]]
+    assert v1(server, "harvester/update_workers", harvester_id="h", workers=workers)["data"] == [True]
+    told = [notice["arguments"] for notice in server.notices("update_workers")]
+    assert told == [{"harvester_id": "h", "workers": workers}] * 2
+    assert legacy(server, "updateWorkers", harvesterID="h", workers="no JSON")[0] is False
+    assert legacy(server, "harvesterIsAlive", harvesterID="h", data="{}")[0] is True
+    assert legacy(server, "reportWorkerStats_jobtype", harvesterID="h", siteName="Q", paramsList="{}")[0] is True
+
+
 # --- the adder
 
 
@@ -343,10 +354,20 @@ def entries(*lfns: str) -> str:
     return json.dumps({lfn: {"guid": "g", "fsize": 1, "adler32": "00000001"} for lfn in lfns})
 
 
+def catalogue(*lfns: str) -> str:
+    """What Harvester makes of a job's files; it writes one quotation mark too many, too."""
+    size = '<metadata att_name="fsize" att_value = "1"/><metadata att_name="adler32" att_value="00000001"/>'
+    files = "".join(f'"<File ID="g"><logical><lfn name="{lfn}"/></logical>{size}</File> ' for lfn in lfns)
+    start = '<?xml version="1.0" encoding="UTF-8" standalone="no" ?>\n<!DOCTYPE POOLFILECATALOG SYSTEM "InMemory">'
+    return f"{start}<POOLFILECATALOG>{files}</POOLFILECATALOG>"
+
+
 @pytest.mark.parametrize(
     ("state", "report", "error", "expected", "diag"),
     [
         ("finished", entries("out", "log.tgz"), False, "finished", ""),
+        ("finished", catalogue("out", "log.tgz"), False, "finished", ""),
+        ("finished", "<", False, "failed", "Could not get GUID/LFN/MD5/FSIZE/SURL from pilot JSON"),
         ("finished", entries("out"), False, "failed", "expected output log.tgz is missing in pilot JSON"),
         ("finished", entries("log.tgz"), False, "failed", "expected output out is missing in pilot JSON"),
         ("finished", "", False, "failed", "Could not get GUID/LFN/MD5/FSIZE/SURL from pilot JSON"),

@@ -13,14 +13,14 @@ import re
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
-from tests.grid import ROOT, Grid, until
+from tests.grid import ROOT, Grid, Job, until
 from tests.parts import CACHE, environment
 
 TEMPLATES = ROOT / "wrappers" / "harvester"
@@ -164,12 +164,11 @@ class Harvester:
     """A daemon that runs. Use as a context manager.
 
     Args:
-        top: a directory for all that it writes.
+        top: a directory for all that it writes, not there yet.
         grid: what it works for.
         release: the archives of the pilot.
-        queues: the settings of each queue, over those of its template.
+        queues: the settings of each queue, over those of its template. A `templateFile` is one of `opt/templates`.
         environ: what its plug-ins need to reach the batch system.
-        prefix: words before its command, to run it as somebody else or elsewhere.
     """
 
     def __init__(
@@ -179,7 +178,6 @@ class Harvester:
         release: Path,
         queues: Mapping[str, Mapping[str, Any]],
         environ: Mapping[str, str],
-        prefix: Sequence[str] = (),
     ) -> None:
         self.top, self.grid = top, grid
         self._environ = {**home(top, grid.server.url), **environ}
@@ -189,28 +187,36 @@ class Harvester:
         for name in ("slurm.sh", "htcondor.sdf"):
             self._template(name)
         self._configure(queues)
-        self._prefix = list(prefix)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Harvester:
-        python = self._environ["VIRTUAL_ENV"] + "/bin/python"
-        command = [*self._prefix, python, "-m", "pandaharvester.harvesterbody.master", "--foreground"]
+    def __enter__(self) -> Self:
+        command = [self._environ["VIRTUAL_ENV"] + "/bin/python", "-m", "pandaharvester.harvesterbody.master"]
         with open(self.top / "harvester.out", "wb") as out:
             self._process = subprocess.Popen(
-                command, cwd=self.top, env=self._environ, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                [*command, "--foreground"],
+                cwd=self.top,
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
                 start_new_session=True,
-            )  # fmt: skip
+                umask=0,  # the batch system's user may be another
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)  # what it does itself when it is told to end
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # what it does itself when it is told to end
         self._process.wait()
 
     def rows(self, table: str, **where: object) -> list[dict[str, Any]]:
         """Rows of its database; none as long as there is no such table."""
         condition = " AND ".join(f"{name} = ?" for name in where) or "1"
-        with closing(sqlite3.connect(f"file:{self.top}/data/harvester.db?mode=ro", uri=True, timeout=20)) as database:
+        file = self.top / "data" / "harvester.db"
+        if not file.exists():
+            return []
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=20)) as database:
             database.row_factory = sqlite3.Row
             try:
                 found = database.execute(f"SELECT * FROM {table} WHERE {condition}", tuple(where.values())).fetchall()
@@ -246,6 +252,35 @@ class Harvester:
 
         until(looked, seconds, lambda: f"{what}; {self.story()}")
 
+    # --- jobs and workers
+
+    def submit(self, command: str, queue: str, **more: Any) -> int:
+        """A job for it to fetch, or for the pilot of a worker; its id."""
+        (job_id,) = self.grid.submit(self.grid.job(command, queue=queue, **more))
+        return job_id
+
+    def worker(self, job_id: int) -> dict[str, Any]:
+        """What it knows of the worker of a job."""
+        (pair,) = self.rows("jw_table", PandaID=job_id)
+        (worker,) = self.rows("work_table", workerID=pair["workerID"])
+        return worker
+
+    def sees_run(self, job_id: int) -> dict[str, Any]:
+        """Wait until a job runs at the server and for Harvester; its worker."""
+        self.waits(lambda: self.grid.job_of(job_id).state == "running", f"{job_id} runs")
+        self.waits(lambda: self.job(job_id).get("status") == "running", f"Harvester sees that {job_id} runs")
+        return self.worker(job_id)
+
+    def sees_end(self, job_id: int) -> tuple[Job, str, str]:
+        """Wait until a job and its worker have come to their end, here and there; the job, and its states here."""
+        job = self.grid.job_of
+        self.waits(lambda: self.job(job_id).get("subStatus") == "done", f"Harvester sees the end of {job_id}")
+        self.waits(lambda: job(job_id).state in ("finished", "failed", "cancelled"), f"the end of {job_id}")
+        self.waits(lambda: self.worker(job_id)["lastUpdate"] is None, f"the server knows the end of {job_id}'s worker")
+        return job(job_id), self.job(job_id)["status"], self.worker(job_id)["status"]
+
+    # --- configuration
+
     def _template(self, name: str) -> None:
         """One of our templates, with what a site changes in it, and the options of the pilots of a grid."""
         words = self.grid.options(queue="{pandaQueueName}")
@@ -254,18 +289,26 @@ class Harvester:
         text = text.replace("https://pandaserver.example.org", f"http://127.0.0.1 {options}")
         (self.top / "opt" / "templates" / name).write_text(text)
 
+    def change_template(self, name: str, new_name: str, *changes: tuple[str, str]) -> None:
+        """Make another template of one."""
+        text = (self.top / "opt" / "templates" / name).read_text()
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (self.top / "opt" / "templates" / new_name).write_text(text)
+
     def _configure(self, queues: Mapping[str, Mapping[str, Any]]) -> None:
-        text = (TEMPLATES / "queueconfig.json").read_text()
-        known = json.loads(
-            text.replace("/data/harvester", f"{self.top}/data").replace("/opt/harvester", f"{self.top}/opt")
-        )
-        known |= {name: {"queueStatus": "online", **fields} for name, fields in queues.items()}
-        (self.top / "etc" / "panda" / "panda_queueconfig.json").write_text(json.dumps(known, indent=1))
-        records = {}
-        for name in queues:
+        known, records = {}, {}
+        for name, fields in queues.items():
+            self.grid.queue(name, type="production", corecount=1, maxrss=500, maxtime=300, timefloor=0)
             record = json.loads((self.grid.files / f"{name}.json").read_text())[name]
             records[name] = record | {"pilot_manager": "Harvester", "harvester": ID}
+            known[name] = {"queueStatus": "online", **fields}
         (self.grid.files / "panda_queues.json").write_text(json.dumps(records))
+        text = json.dumps(json.loads((TEMPLATES / "queueconfig.json").read_text()) | known)
+        for place in ("data", "opt"):
+            text = text.replace(f"/{place}/harvester", f"{self.top}/{place}")
+        (self.top / "etc" / "panda" / "panda_queueconfig.json").write_text(text)
 
 
 def home(top: Path, url: str) -> dict[str, str]:

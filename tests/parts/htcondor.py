@@ -52,6 +52,7 @@ DAEMON_LIST = MASTER, SHARED_PORT, COLLECTOR, NEGOTIATOR, SCHEDD, STARTD
 SEC_DEFAULT_AUTHENTICATION = REQUIRED
 SEC_DEFAULT_AUTHENTICATION_METHODS = FS
 SEC_CLIENT_AUTHENTICATION_METHODS = FS
+FS_LOCAL_DIR = {top}/shared
 ALLOW_READ = *
 ALLOW_WRITE = *
 ALLOW_DAEMON = *
@@ -114,21 +115,17 @@ class Pool:
 
     def run(self, *command: str, cwd: Path | None = None, check: bool = True) -> str:
         """Run a command inside; what it says."""
-        space = ["nsenter", f"--target={self.inside}", "--mount", "--pid", "--root"]
-        user = [f"--setuid={UID}", f"--setgid={UID}", "--"]
-        config = f"CONDOR_CONFIG={self.top}/condor_config"
-        env = [
-            "/usr/bin/env",
-            "-i",
-            f"--chdir={cwd or self.top}",
-            "PATH=/usr/sbin:/usr/bin",
-            f"HOME={self.top}",
-            config,
-        ]
-        done = subprocess.run([*space, *user, *env, *command], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([*self.enter(cwd), *command], capture_output=True, text=True, timeout=60, check=False)
         if check and done.returncode != 0:
             raise AssertionError(f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout
+
+    def enter(self, cwd: Path | None = None) -> list[str]:
+        """What stands before a command to run it inside."""
+        space = ["nsenter", f"--target={self.inside}", "--mount", "--pid", "--root"]
+        user = [f"--setuid={UID}", f"--setgid={UID}", "--"]
+        env = ["/usr/bin/env", "-i", f"--chdir={cwd or self.top}", "PATH=/usr/sbin:/usr/bin", f"HOME={self.top}"]
+        return [*space, *user, *env, f"CONDOR_CONFIG={self.top}/condor_config"]
 
     def submit(self, file: Path, *macros: str) -> str:
         """Submit a file with `name=value` macros; the id of the one job."""

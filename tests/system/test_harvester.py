@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -378,8 +379,10 @@ def exchange(folder, *inboxes):
 
 
 def test_harvester_is_told_what_it_understands():
-    """It knows two final states, and takes every checksum for an adler32."""
-    assert worker_attributes(report(1, State.HOLDING))["jobStatus"] == "failed"
+    """It knows two final states, takes every checksum for an adler32, and hands on times that the server reads."""
+    told = worker_attributes(replace(report(1, State.HOLDING), start_time=0.5, end_time=60.0))
+    assert told["jobStatus"] == "failed"
+    assert (told["startTime"], told["endTime"]) == ("1970-01-01 00:00:00", "1970-01-01 00:01:00")
     entry = output_entry(report(1, State.FINISHED).files[0])
     assert (entry["path"], "chksum" in entry) == ("/x/f1", False)
 

@@ -41,7 +41,7 @@ while True:
 #: What Harvester fills in, beside the names of the queue and the access point.
 FILLED = {
     "workerID": 7, "harvesterID": "harv", "computingSite": "SITE", "localQueueName": "test", "nCoreTotal": 1,
-    "requestRam": 500, "requestWalltimeMinute": 5,
+    "requestRam": 500, "requestWalltimeMinute": 5, "submitMode": "PUSH",
 }  # fmt: skip
 
 scenario = Scenarios(workers=12, given="site")

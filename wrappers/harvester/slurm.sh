@@ -20,4 +20,4 @@ cd {accessPoint} || exit 1
 # The shell becomes the wrapper, which passes signals on.
 exec /opt/harvester/pilot/pilot-wrapper.sh --piloturl /opt/harvester/pilot/pilot3.tar.gz \
     -q {pandaQueueName} -s {computingSite} -j managed --pilot-user generic --url https://pandaserver.example.org \
-    --harvester-submit-mode PUSH --harvester-datadir {accessPoint} --harvester-workdir {accessPoint}
+    --harvester-submit-mode {submitMode} --harvester-datadir {accessPoint} --harvester-workdir {accessPoint}
