@@ -95,10 +95,10 @@ class Pod:
         status: int = self.until(lambda: self.ended, "it ends", seconds)["exitCode"]
         return status
 
-    def stopped(self) -> None:
+    def stopped(self, seconds: float = 30) -> None:
         """It ended by SIGTERM. The last state of a pod that is deleted may never be told; its log is."""
         words = ("the pilot ended with status 143", "stopped by SIGTERM before the pilot began")
-        self.until(lambda: any(text in self.log for text in words), "it ends by SIGTERM", 30)
+        self.until(lambda: any(text in self.log for text in words), "it ends by SIGTERM", seconds)
         assert self.ended.get("exitCode", 143) == 143
 
     def exec(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -293,6 +293,19 @@ def a_pod_that_is_deleted_by_force_has_two_seconds(site: Site, queue: str, paylo
 
 
 @scenario
+def a_pod_whose_time_is_up_reports_its_job(site: Site) -> None:
+    """Harvester makes `maxtime` of the queue the deadline of the pod."""
+    job_id = site.job("DEADLINE", IGNORES)
+    pod = site.pod("DEADLINE", activeDeadlineSeconds=20)
+    site.running(job_id, pod)
+    pids = pod.pids()
+    pod.stopped(60)
+    pod.until(lambda: not any(map(lives, pids)), "its processes end", 10)
+    assert (pod.status["phase"], pod.status["reason"]) == ("Failed", "DeadlineExceeded")
+    reported(site, job_id)
+
+
+@scenario
 def a_node_that_shuts_down_ends_all_processes_at_once(site: Site) -> None:
     """As systemd ends the scope of a container: SIGTERM to each process in it."""
     job_id = site.job("SHUTDOWN", "trap : TERM; while :; do sleep 0.2; done")
@@ -341,12 +354,17 @@ def a_payload_that_takes_all_memory_is_reported(site: Site) -> None:
     assert pod.ended["reason"] == ("OOMKilled" if job.code == 1212 else "Completed")
 
 
+LITTLE_DISK = {
+    "requests": {"ephemeral-storage": "300Mi"},
+    "limits": {"memory": "2Gi", "ephemeral-storage": "300Mi"},
+}
+
+
 @scenario
 def a_payload_that_writes_too_much_is_reported(site: Site) -> None:
     """Before the kubelet evicts the pod, which counts more than the job's directory."""
     job_id = site.job("DISK", "head -c 290M /dev/zero > much; head -c 20M /dev/zero > /tmp/more; sleep 600")
-    few = {"requests": {"ephemeral-storage": "300Mi"}, "limits": {"memory": "2Gi", "ephemeral-storage": "300Mi"}}
-    pod = site.pod("DISK", container={"resources": few})
+    pod = site.pod("DISK", container={"resources": LITTLE_DISK})
     assert pod.wait(120) == 0
     job = site.grid.job_of(job_id)
     assert (job.state, job.code) == ("failed", 1104), job.diag
@@ -354,9 +372,9 @@ def a_payload_that_writes_too_much_is_reported(site: Site) -> None:
 
 @scenario
 def a_pod_that_the_kubelet_evicts_has_no_grace(site: Site) -> None:
-    """Because of what the pilot does not count: a volume that is larger than it may be. No SIGTERM comes."""
-    job_id = site.job("TMP", "head -c 1200M /dev/zero > /tmp/much; sleep 600")
-    pod = site.pod("TMP")
+    """Because of what the pilot does not count. No SIGTERM comes."""
+    job_id = site.job("TMP", "head -c 400M /dev/zero > /tmp/much; sleep 600")
+    pod = site.pod("TMP", container={"resources": LITTLE_DISK})
     site.running(job_id, pod)
     pids = pod.pids()
     pod.until(lambda: pod.status["phase"] == "Failed", "the kubelet sees it", 150)

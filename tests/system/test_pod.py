@@ -383,7 +383,16 @@ def test_a_manifest_asks_for_no_privilege(path):
     for volume in spec["volumes"]:
         (kind,) = set(volume) - {"name"}
         assert kind in ("emptyDir", "projected")
-        assert volume["emptyDir"]["sizeLimit"] if kind == "emptyDir" else volume["projected"]["defaultMode"] == 0o400
+        assert kind == "emptyDir" or volume["projected"]["defaultMode"] == 0o400
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_a_volume_of_a_manifest_has_no_limit_that_a_payload_can_pass_unseen(path):
+    """The kubelet kills a pod for that at once. The pilot sees to the job's directory, by the limit of the pod."""
+    spec = manifest(path)["spec"]["template"]["spec"]
+    limited = {volume["name"]: volume["emptyDir"]["sizeLimit"] for volume in spec["volumes"] if volume.get("emptyDir")}
+    assert limited.pop("pilot-dir") == spec["containers"][0]["resources"]["limits"]["ephemeral-storage"]
+    assert set(limited) <= {"pilot"}  # of an init container; read-only for the payload
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
