@@ -88,16 +88,19 @@ enter_container() {
     exec "$runtime" exec "${binds[@]}" --pwd "$PWD" "$PILOT_WRAPPER_IMAGE" "$(readlink -f "$0")" "$@"
 }
 
-has_room() { [ "$(df -Pk -- "$1" 2>/dev/null | awk 'NR == 2 {print $4}')" -gt 102400 ] 2>/dev/null; }
+has_room() { [ "$(df -Pk -- "$1" 2>/dev/null | awk 'NR == 2 {print $4}')" -gt "$2" ] 2>/dev/null; }
 
-# The first place that can be written to and has 100 MiB: a TMPDIR that is full must not stop a node with room elsewhere.
+# The first place that can be written to and has the 2 GiB that a pilot wants before it takes a job (free_space_limit),
+# else 100 MiB: a TMPDIR that is full must not stop a node with room elsewhere.
 make_scratch() {
-    local place
+    local place least
     scratch="$PWD"
     if $harvester || [ "$url" = local ]; then return; fi
-    for place in "${OSG_WN_TMP:-}" "${TMPDIR:-}" "$PWD"; do
-        if [ -z "$place" ] || ! has_room "$place"; then continue; fi
-        scratch=$(mktemp -d "$place/pilot_XXXXXXXX" 2>/dev/null) && return
+    for least in 2097152 102400; do
+        for place in "${OSG_WN_TMP:-}" "${TMPDIR:-}" "$PWD"; do
+            if [ -z "$place" ] || ! has_room "$place" "$least"; then continue; fi
+            scratch=$(mktemp -d "$place/pilot_XXXXXXXX" 2>/dev/null) && return
+        done
     done
     scratch=''
     fail 1 "no work directory: neither OSG_WN_TMP, TMPDIR nor $PWD can be written to and has 100 MiB"

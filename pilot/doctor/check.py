@@ -139,7 +139,7 @@ class Patient:
     @property
     def workdir(self) -> Path:
         """Where the pilot makes its directory: the nearest one that is there, since it makes the others."""
-        path = Path(self.settings.workdir or self.launch_dir).absolute()
+        path = (self.launch_dir / self.settings.workdir).absolute()
         return next(place for place in (path, *path.parents) if place.exists())
 
     def known_queue(self) -> QueueInfo | None:

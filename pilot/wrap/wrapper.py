@@ -105,7 +105,7 @@ class Wrapper:
         if queue and queue.container_type.get("wrapper") and not self._in_container():
             return self._again_in_container(queue, workdir)
         self._set_up(queue, settings.pilot_user)
-        if (status := self._examine(settings)) is not None:
+        if (status := self._examine(settings, workdir)) is not None:
             return status
         return self._verdict(self._run_pilot(settings, workdir), queue, workdir)
 
@@ -219,11 +219,11 @@ class Wrapper:
 
     # ----------------------------------------------------------------------------------------------------------- pilot
 
-    def _examine(self, settings: Settings) -> int | None:
+    def _examine(self, settings: Settings, workdir: Path) -> int | None:
         """None for a node that is fit. A bad one waits, so that it does not take one pilot after the other."""
         if not self._options.doctor:
             return None
-        lines = examine(Patient(settings=settings, environ=self._environ))
+        lines = examine(Patient(settings=settings, environ=self._environ, launch_dir=workdir))
         self._print(*map(str, lines))
         if worst(lines) is not Level.FAILURE:
             return None

@@ -92,6 +92,7 @@ def test_a_job_runs_and_nothing_is_left(grid, wrapped, tmp_path):
     assert grid.job_of(job_id).state == "finished"
     assert f"pandaids: {job_id}" in pilot.text
     assert "ok       server" in pilot.text
+    assert f"free on {tmp_path}/tmp/pilot_" in pilot.text  # where the pilot works, not where the slot began
     assert left(tmp_path) == []
 
 
@@ -336,20 +337,21 @@ def test_a_node_without_a_python_says_what_to_do(wrapped, tmp_path):
     assert "no Python >= 3.11: set PILOT_PYTHON" in pilot.text
 
 
-def test_a_full_tmp_is_passed_over(grid, wrapped, tmp_path):
+@pytest.mark.parametrize("full", [True, False], ids=["full", "too small for a job"])
+def test_a_full_tmp_is_passed_over(grid, wrapped, tmp_path, full):
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", small], check=False).returncode == 0
-    if not mounted:
+    size = f"size={1 if full else 200}m"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", small], check=False).returncode:
         pytest.skip("no right to mount a small file system")
     try:
-        (small / "all").write_bytes(bytes((1 << 20) - 4096 * 2))
-        with open(small / "rest", "wb", buffering=0) as rest, contextlib.suppress(OSError):
-            while True:
+        with open(small / "all", "wb", buffering=0) as rest, contextlib.suppress(OSError):
+            while full:
                 rest.write(bytes(4096))
         grid.submit(grid.job())
         pilot = wrapped(TMPDIR=str(small), BASH_COMPAT="5.0")  # its here-documents are files, as those of EL 8
         assert pilot.wait() == 0, pilot.text
+        assert f"--scratch {tmp_path}/launch-0/pilot_" in pilot.text
     finally:
         subprocess.run(["umount", small], check=True)
 
