@@ -32,6 +32,7 @@ QUEUES: dict[str, dict[str, Any]] = {
     "PUSH": PUSH,
     "FILES": PUSH | FILES | {"truePilot": False},
     "MANY": PUSH | FILES | {"truePilot": False, "mapType": "ManyToOne", "workerMaker": {"nJobsPerWorker": 3}},
+    "MORE": PUSH | {"maxWorkers": 1},
     "PULL": PUSH | {"mapType": "NoJob", "maxWorkers": 1, "submitter": {"localQueueName": "test", "submitMode": "PULL"}},
 }
 
@@ -57,6 +58,7 @@ def site(slurm: Cluster, release: Path, tmp_path_factory: pytest.TempPathFactory
     top = tmp_path_factory.mktemp("harvester")
     with Grid(top / "grid") as grid:
         site = Site(top / "top", grid, release, QUEUES, slurm.environ)
+        grid.queue("MORE", type="production", corecount=1, maxrss=500, maxtime=300, timefloor=1)
         site.change_template("slurm.sh", "files.sh", (" -j managed", " -z -j managed"))
         site.cluster, site.pulled = slurm, site.submit("echo x > out", "PULL", outputs=["out"])
         with site:
@@ -148,6 +150,17 @@ def a_worker_has_several_jobs(site: Site) -> None:
     ended = [site.sees_end(job_id) for job_id in ids]
     assert [job.state for job, _, _ in ended] == [here for _, here, _ in ended] == ["finished", "finished", "failed"]
     assert len({site.worker(job_id)["workerID"] for job_id in ids}) == 1
+
+
+@scenario
+def a_pilot_asks_for_another_job(site: Site) -> None:
+    """Harvester gives it to the worker that runs, since there may be one alone."""
+    first = site.submit("sleep 3", "MORE")
+    site.sees_run(first)
+    second = site.submit("echo x > out", "MORE", outputs=["out"])
+    for job_id in (first, second):
+        site.waits(lambda job_id=job_id: site.grid.job_of(job_id).state == "finished", f"the end of {job_id}")
+    assert site.worker(first)["workerID"] == site.worker(second)["workerID"]
 
 
 @scenario
