@@ -181,6 +181,7 @@ class Supervisor:
         for signum, patience in zip((signal.SIGINT, signal.SIGTERM), PATIENCE, strict=True):
             self._say(f"the pilot is stuck: no line in {self._log()}; sending {signum.name}")
             child.send_signal(signum)
+            child.send_signal(signal.SIGCONT)  # one that was stopped by a signal can still report its job
             if (status := _waited(child, patience)) is not None:
                 return status
         self._say("the pilot does not end: sending SIGKILL")

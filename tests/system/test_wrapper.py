@@ -178,6 +178,9 @@ def test_a_stuck_pilot_is_ended(grid, wrapped):
     queue = grid.queue("STUCK")
     (job_id,) = grid.submit(grid.job("sleep 60", queue=queue))
     pilot = wrapped("--stuck-after", "5", "--mute", queue=queue)
+    until(lambda: grid.job_of(job_id).state == "running")
+    (inner,) = psutil.Process(pilot.pid).children()
+    inner.suspend()
 
     assert pilot.wait() == 2, pilot.text
     assert "the pilot is stuck" in pilot.text
