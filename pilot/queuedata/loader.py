@@ -161,7 +161,7 @@ class QueuedataLoader:
         ]
         found = [part for part in parts if part is not None]
         if not found:
-            raise PilotError(Code.QUEUEDATA, f"queue {self.queue}: {'; '.join(problems) or 'no source is set'}")
+            raise PilotError(Code.QUEUEDATA, f"queue {self.queue}: {'; '.join(problems) or 'no source is set: --queuedata-url names its JSON'}")
         record: Mapping[str, Any] = {}
         for part, _ in found:
             record = merged(record, part)

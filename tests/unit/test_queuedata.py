@@ -491,7 +491,7 @@ def test_no_source_with_the_queue_is_an_error_that_says_why(tmp_path: Path) -> N
     assert f"CVMFS {tmp_path}/none.json: No such file or directory" in caught.value.detail
     assert "CRIC https://cric/: holds no record of queue Q" in caught.value.detail
     assert "PANDA https://panda/: expected { at character 0" in caught.value.detail
-    with pytest.raises(PilotError, match="no source is set"):
+    with pytest.raises(PilotError, match="no source is set: --queuedata-url"):
         loaded(tmp_path, web, Sources())
 
 
