@@ -161,7 +161,8 @@ class QueuedataLoader:
         ]
         found = [part for part in parts if part is not None]
         if not found:
-            raise PilotError(Code.QUEUEDATA, f"queue {self.queue}: {'; '.join(problems) or 'no source is set: --queuedata-url names its JSON'}")
+            why = "; ".join(problems) or "no source is set: --queuedata-url names its JSON"
+            raise PilotError(Code.QUEUEDATA, f"queue {self.queue}: {why}")
         record: Mapping[str, Any] = {}
         for part, _ in found:
             record = merged(record, part)
