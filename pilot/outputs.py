@@ -153,8 +153,9 @@ class Outputs:
         Args:
             patience: seconds that the place to keep them may take to answer.
         """
-        error = self._outcome.error
-        if not (self._custody and error and self._custody.is_worth_it(self._outcome.stored(), error)):
+        error, reason = self._outcome.error, self._stop.reason
+        stopped = bool(self._register and error and reason and error.code is reason.code)
+        if not (self._custody and error and self._custody.is_worth_it(self._outcome.stored(), error, stopped)):
             return
         if await self._find_place(self._custody, patience):
             self._outcome.kept = True

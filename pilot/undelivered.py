@@ -98,12 +98,18 @@ class Custody:
         except OSError as error:
             raise PilotError(Code.FILEHANDLINGFAILURE, f"{workdir / NOTE}: {error.strerror}") from error
 
-    def is_worth_it(self, stored: Iterable[FileOutcome], error: PilotError) -> bool:
-        """Whether a later run can deliver what is not stored: it is there, and the error may pass."""
+    def is_worth_it(self, stored: Iterable[FileOutcome], error: PilotError, stopped: bool = False) -> bool:
+        """Whether a later run can deliver what is not stored: it is there, and the error may pass.
+
+        Args:
+            stored: what is.
+            error: why the job would fail.
+            stopped: that is a stop, and the catalogue may not know what is stored.
+        """
         done = {outcome.file.lfn for outcome in stored}
         left = [file for file in self._note.files if file.lfn not in done]
         there = all(_is_there(self._workdir / file.lfn) for file in left if file.kind is Kind.OUTPUT)
-        unregistered = error.code in PASSING  # all is stored, and the catalogue does not know
+        unregistered = stopped or error.code in PASSING  # all is stored, and the catalogue does not know
         return (bool(left) or unregistered) and there and error.code not in _HOPELESS
 
     def place(self, folder: Path) -> Path:

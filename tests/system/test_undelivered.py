@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,25 @@ def a_stop_during_the_stage_out_leaves_a_job_that_the_next_pilot_finishes(top: P
         job = grid.job_of(job_id)
         assert (job.state, job.path("a").read_text()) == ("finished", "a\n")
         assert "payload.stdout" in job.log()
+
+
+@scenario
+def a_stop_while_a_catalogue_hangs_leaves_a_job_that_is_registered_later(top: Path) -> None:
+    with Grid(top) as grid, socket.create_server(("127.0.0.1", 0)) as silent:
+        kept = grid.top / "kept"
+        grid.queue("Q", catchall="mv_final_destination,register")
+        (job_id,) = grid.submit(grid.job("echo a > a", outputs=["a"], log=None))
+        asked = ["--catalogue", "rucio", "--rucio-host", f"http://127.0.0.1:{silent.getsockname()[1]}"]
+        first = grid.pilot("--keep-undelivered", str(kept), "--grace", "6", *asked, env={"BEARER_TOKEN": "a.b.c"})
+        first.says("stage-out of a:")
+        asking, _ = silent.accept()
+        first.signal()
+        first.wait(12)
+        asking.close()
+        assert finals(grid, job_id) == ["holding"], first.text
+        grid.queue("Q")  # as it is when the catalogue is well
+        assert grid.pilot("--keep-undelivered", str(kept)).wait() == 0
+        assert grid.job_of(job_id).state == "finished"
 
 
 @scenario
