@@ -91,6 +91,7 @@ class Keeper:
         self._verify_payload_proxy = verify_payload_proxy
         self._tell = tell
         self._renewed = -RENEWAL
+        self._unreadable = ""
         self._payloads: dict[int, Job] = {}
 
     async def check(self) -> None:
@@ -202,10 +203,12 @@ class Keeper:
 
     def _left(self) -> float | None:
         """Seconds of life of what we show to the server, None if it does not tell; 0 if it cannot be read."""
+        self._unreadable = ""
         try:
             end = self._end()
         except (CredentialError, OSError) as error:
-            logger.warning("%s", getattr(error, "detail", error))
+            self._unreadable = str(getattr(error, "detail", error))
+            logger.warning("%s", self._unreadable)
             return 0.0
         return None if end is None else end - time.time()
 
@@ -220,6 +223,8 @@ class Keeper:
             needed = f"{left / 3600:.1f} h left, {self._enough / 3600:.1f} h are needed"
             return PilotError(Code.PROXYTOOSHORT, f"{self._auth.kind}: {needed}; {advice}")
         code = Code.NOPROXY if self._auth.token else Code.CERTIFICATEHASEXPIRED
+        if self._unreadable:
+            return PilotError(code, f"{self._unreadable}; `pilot doctor` shows what is found")
         return PilotError(code, f"{self._auth.kind}: it ended {_date(time.time() + left)}; {advice}")
 
     async def _renew(self) -> None:

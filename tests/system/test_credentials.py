@@ -103,6 +103,9 @@ def test_no_job_is_taken_with_a_token_that_has_ended(grid, tmp_path):
     assert pilot.wait() == 68
     assert "1163 NOPROXY" in pilot.text
     assert "it ended" in pilot.text
+    missing = pilot_with(grid, env={"PANDA_AUTH_TOKEN": str(tmp_path / "none"), "PANDA_AUTH_ORIGIN": "vo"})
+    assert missing.wait() == 68
+    assert f"1163 NOPROXY: Grid proxy not valid: token file '{tmp_path}/none' not found" in missing.text
     assert grid.job_of(job_id).state == "activated"
 
 
