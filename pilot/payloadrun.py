@@ -28,7 +28,7 @@ from pilot.matchers import load_matchers
 from pilot.option import words
 from pilot.outcome import Outcome
 from pilot.payload.command import prepare_command
-from pilot.payload.container import Container, linked_directories
+from pilot.payload.container import Container, linked_directories, without_runtime
 from pilot.payload.diagnose import diagnose
 from pilot.payload.environment import payload_environment
 from pilot.payload.process import Ended, PayloadProcess
@@ -370,7 +370,7 @@ class PayloadRun:
             scene.note("ended", exit_code=ended.exit_code, signum=ended.signum)
             scene.outcome.exit_code, scene.outcome.signum = ended.exit_code, ended.signum
         if process.name != "coprocess":  # its time is that of the payload, and orphans are counted there
-            self._spent += ended.spent
+            self._spent += ended.spent if not process.container else without_runtime(ended.spent)
             self._seconds += ended.seconds
             by_signal = ended.signum == signal.SIGKILL and not ended.stopped
             self._killed = by_signal or ended.exit_code == 128 + signal.SIGKILL

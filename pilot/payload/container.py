@@ -14,7 +14,7 @@ import re
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -22,6 +22,7 @@ from typing import ClassVar
 from pilot.errors import DIAG_LIMIT, Code, PilotError
 from pilot.job import Job
 from pilot.masking import Secret
+from pilot.processes import Spent
 from pilot.queuedata import Queue
 from pilot.stop import in_thread
 
@@ -96,6 +97,9 @@ _OWN_TEXTS = _table(
 _OWN_LINE = re.compile(r"\s*(FATAL|ERROR|Error|docker|runc|crun)\s*:")
 #: That of a line which docker writes behind an error of its options.
 _HINT = re.compile(r"See '|Run '|Usage:")
+
+#: kB that a runtime may need itself: those in Go have up to 40 MB.
+_RUNTIME_PEAK = 64 << 10
 
 #: Variables of the node that mean nothing inside: its search paths and directories. The image has its own.
 _OUTSIDE = re.compile(
@@ -178,6 +182,11 @@ class Order:
     def client(self) -> dict[str, str]:
         """The variables of the runtime itself."""
         return {name: value for name, value in self.environ.items() if _CLIENT.fullmatch(name)}
+
+
+def without_runtime(spent: Spent) -> Spent:
+    """What was used to run a container, where the largest process is not the runtime itself."""
+    return spent if spent.max_rss > _RUNTIME_PEAK else replace(spent, max_rss=0)
 
 
 class Container(ABC):
