@@ -29,6 +29,10 @@ CLIENT_SETTINGS: Mapping[str, int] = MappingProxyType(
 #: a big one. The engine ends a transfer earlier if it must. A time-out has 16 bits in the client.
 LONG = 43200
 
+#: Seconds for a block of a file: those that were asked for share the way, and 24 MiB of four files need 84 s at 300
+#: kB/s. A server that says nothing at all is given up sooner (`StreamTimeout`), a trickling file by its pace.
+DATA = 300
+
 _NOT_FOUND = 3011
 
 #: Numbers in `[3011]` of an answer (XProtocol.hh, XErrorCode) that the same again, a little later, does not change.

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from copytools._remote import checksum_types
-from copytools._xrootd import CLIENT_SETTINGS, LONG, XrootdError, parse_checksum, split
+from copytools._xrootd import CLIENT_SETTINGS, DATA, LONG, XrootdError, parse_checksum, split
 from pilot.errors import Trait
 from pilot.left import regular
 from pilot.staging.checksum import Hasher
@@ -162,7 +162,7 @@ class _Talk:
         position = 0
         while block := read(BLOCK):
             hasher.update(memoryview(block))
-            waiting.append((len(block), self._start(file.write, block, position, kept=block)))
+            waiting.append((len(block), self._start(file.write, block, position, kept=block, timeout=DATA)))
             position += len(block)
             if len(waiting) >= AHEAD:
                 self._written(*waiting.popleft())
@@ -174,7 +174,7 @@ class _Talk:
         self._handle.advance(count)
 
     def _read(self, file: Any, start: int, size: int) -> Answer:
-        return self._start(file.read, start, min(BLOCK, size - start))
+        return self._start(file.read, start, min(BLOCK, size - start), timeout=DATA)
 
     def _start(self, call: Callable[..., Any], *args: object, kept: object = None, **named: object) -> Answer:
         """Call, and have the answer put into a queue. `kept` lives until then: the library sends from its memory."""

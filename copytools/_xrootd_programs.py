@@ -13,7 +13,7 @@ from pathlib import Path
 
 from copytools._remote import speakable
 from copytools._site import SitePrograms
-from copytools._xrootd import CLIENT_SETTINGS, XrootdError, parse_checksum, split
+from copytools._xrootd import CLIENT_SETTINGS, DATA, XrootdError, parse_checksum, split
 from pilot.staging.copytool import Handle, Transfer
 from pilot.staging.faults import Direction
 
@@ -108,7 +108,7 @@ class Programs:
 def settings() -> dict[str, str]:
     """Variables that say to programs what the bindings are told in calls."""
     variables = {f"XRD_{name.upper()}": str(value) for name, value in CLIENT_SETTINGS.items()}
-    return variables | {"XRD_CPCHUNKSIZE": str(CHUNK)}
+    return variables | {"XRD_CPCHUNKSIZE": str(CHUNK), "XRD_REQUESTTIMEOUT": str(DATA)}
 
 
 def _path(url: str) -> str:
