@@ -147,7 +147,10 @@ with tarfile.open(archive) as packed:
     safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     packed.extractall(target, **safe)
 os.remove(archive)
-print(f"fetched {url}, SHA-256 {found}", file=sys.stderr)
+try:
+    os.write(2, f"fetched {url}, SHA-256 {found}\n".encode())
+except OSError:  # a full disk under our own log is no reason to end
+    pass
 '
 
 fetch() {

@@ -359,6 +359,17 @@ def test_a_full_tmp_is_passed_over(grid, wrapped, tmp_path, full):
         subprocess.run(["umount", small], check=True)
 
 
+def test_a_full_disk_under_its_own_log_does_not_matter(grid, release, tmp_path):
+    (job_id,) = grid.submit(grid.job())
+    words = grid.options()
+    del words[words.index("-a") : words.index("-a") + 2]
+    command = [release / "pilot-wrapper.sh", *words, "--mute", "--piloturl", release / "pilot3.tar.gz"]
+    environ = {"PATH": PATH, "PILOT_PYTHON": sys.executable, "TMPDIR": str(tmp_path)}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, cwd=tmp_path, env=environ, stdout=full, stderr=full, timeout=30, check=False)
+    assert (done.returncode, grid.job_of(job_id).state) == (0, "finished")
+
+
 def test_a_read_only_home_does_not_matter(grid, wrapped):
     grid.submit(grid.job())
     assert wrapped(HOME="/proc").wait() == 0
