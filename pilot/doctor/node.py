@@ -6,6 +6,7 @@ import asyncio
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ from pilot.nodechecks import check_cvmfs
 
 #: Seconds for `PROGRAM --version`, far from the 10 s that a check has.
 _PROGRAM_PATIENCE = 4.0
+
+#: Characters that are shown of what it says.
+_LONGEST_VERSION = 200
 
 _RUNTIMES = ("apptainer", "singularity", "podman", "docker")
 
@@ -170,22 +174,30 @@ def program_version(program: str) -> str:
     """What a program says of its version, with its name."""
     done = _run([program, "--version"])
     text = " ".join((done.stdout or done.stderr).split()) if done is not None and done.returncode == 0 else ""
+    text = text[:_LONGEST_VERSION]
     if not text:
         return f"{program} does not start"
     return text if program in text.lower() else f"{program}: {text}"
 
 
 def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
-    """A program run to its end; None if it cannot be started or hangs."""
+    """A program run to its end; None if it cannot be started or hangs: then nothing of it is left."""
     try:
-        return subprocess.run(
+        process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=_PROGRAM_PATIENCE,
-            check=False,
+            start_new_session=True,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return None
+    with process:
+        try:
+            out, err = process.communicate(timeout=_PROGRAM_PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return None
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)

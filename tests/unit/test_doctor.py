@@ -24,9 +24,10 @@ from pilot.doctor import credentials, disk, network, node
 from pilot.doctor.check import Finding, Level, Patient, ok
 from pilot.doctor.examine import CHECKS, examine, worst
 from pilot.flags import run_parser
+from pilot.processes import is_zombie
 from pilot.server.expiry import certificate_end
 from pilot.settings import TABLE, Settings
-from tests.parts import cannot, free_port, program
+from tests.parts import cannot, free_port, program, wait_until
 
 
 def patient(*argv: str, environ: dict[str, str] | None = None, **more) -> Patient:
@@ -180,6 +181,18 @@ def test_container_runtimes_are_asked_for_their_version(tmp_path, with_queue, mo
     assert node.containers(wanting) == ok("apptainer version 1.3.4")
     runtime.write_text("#!/bin/sh\nexit 1\n")
     assert node.containers(patient()).level is Level.WARNING
+
+
+def test_a_program_that_hangs_leaves_nothing_and_one_that_talks_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(node, "_PROGRAM_PATIENCE", 0.5)
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {tmp_path}/pid; wait\n")
+    program.chmod(0o755)
+    assert node.program_version(str(program)).endswith("does not start")
+    child = int((tmp_path / "pid").read_text())
+    wait_until(lambda: is_zombie(child), "the child of a program that hangs has ended")
+    program.write_text("#!/bin/sh\nhead -c 5000 /dev/zero | tr '\\0' x\n")
+    assert len(node.program_version(str(program))) < 300 + len(str(program))
 
 
 def test_a_gpu_without_its_driver_is_a_warning(tmp_path, monkeypatch):
