@@ -423,7 +423,7 @@ def test_a_set_up_file_that_fails_ends_the_wrapper(wrapped, tmp_path):
     assert "setup.sh ended with status 1" in pilot.text
 
 
-def test_the_queue_may_want_a_container_around_the_pilot(grid, wrapped, tmp_path):
+def test_the_queue_may_want_a_container_around_the_pilot(grid, wrapped, release, tmp_path):
     """A runtime that enters no container but sets its variable, as the real ones do, and forgets the environment."""
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -443,7 +443,9 @@ def test_the_queue_may_want_a_container_around_the_pilot(grid, wrapped, tmp_path
     slurm = {"SLURM_JOB_ID": "77", "SLURM_CONF": str(tmp_path / "slurm.conf")}
     grid.queue("WRAPPED", container_type="singularity:wrapper", container_options="-C")
     (job_id,) = grid.submit(grid.job(queue="WRAPPED"))
-    pilot = wrapped("--image", "IMAGE", queue="WRAPPED", PATH=f"{tools}:{PATH}", GTAG="http://logs/1", **slurm)
+    digest = hashlib.sha256((release / "pilot3.tar.gz").read_bytes()).hexdigest()
+    words = ["--image", "IMAGE", "--pilotsha256", digest]
+    pilot = wrapped(*words, queue="WRAPPED", PATH=f"{tools}:{PATH}", GTAG="http://logs/1", **slurm)
 
     assert pilot.wait() == 0, pilot.text
     assert grid.job_of(job_id).state == "finished"
