@@ -37,11 +37,9 @@ _LAST = 10
 #: Bytes read of a file that a payload writes for us: one that is longer is none.
 _REPORT_LIMIT = 1_000_000
 
-#: Exit statuses with a meaning of their own (`errorcodes.json`, payload_special_exit_codes).
+#: Exit statuses with a meaning of their own (`errorcodes.json`, payload_special_exit_codes). Not 2 and 3, which Pilot 3
+#: took for its check of remote files in front of the payload: ours is done before.
 _SPECIAL_EXITS = {146: Code.NOUSERTARBALL, 251: Code.UNKNOWNTRFFAILURE}
-
-#: Only the check of remote files that runs in front of a payload with direct access ends with these.
-_REMOTE_OPEN_EXITS = {2: Code.LSETUPTIMEDOUT, 3: Code.REMOTEFILEOPENTIMEDOUT}
 
 #: Ends of the loop over hyper-parameter points: no more points, or the limit is reached. Not failures.
 HPO_ENDS = (160, 161, 162)
@@ -102,7 +100,6 @@ def diagnose(
     ended: Ended,
     workdir: Path,
     *,
-    remote_io: bool = False,
     mask: Callable[[str], str] = str,
     known: Sequence[Matcher] = (),
     trusts_report: bool = False,
@@ -113,7 +110,6 @@ def diagnose(
         job: the job.
         ended: how its payload ended.
         workdir: the job directory.
-        remote_io: the payload had the check of remote files in front of it.
         mask: hides secrets in what the payload wrote, before it is cut to size.
         known: problem matchers of experiment, site and queue, before those for everybody.
         trusts_report: a job report that tells of an error fails a payload which exits with 0, and its counts are kept.
@@ -129,9 +125,7 @@ def diagnose(
         if left := _core(workdir):
             logger.warning("the payload ended well, but left %s", left)
         return Diagnosis(metrics=report.metrics)
-    return _explained(
-        workdir, ended, good, report, _outputs(workdir, report, mask), [*_brought(workdir), *known], remote_io
-    )
+    return _explained(workdir, ended, good, report, _outputs(workdir, report, mask), [*_brought(workdir), *known])
 
 
 def _explained(
@@ -141,7 +135,6 @@ def _explained(
     report: JobReport,
     outputs: Mapping[str, Sequence[str]],
     known: Sequence[Matcher],
-    remote_io: bool,
 ) -> Diagnosis:
     """The verdict on a payload that failed; its last words are in the pilot's log, where who reads that one looks."""
     if last := outputs["stderr"][-_LAST:]:
@@ -150,7 +143,7 @@ def _explained(
     said = outputs["report"][0] if report.message else _telling_line(outputs)
     cause = _readable(found.text if found else said)
     how = f"the job report has exit code {report.exit_code}" if good else _how(ended)
-    code = Code.UNKNOWNPAYLOADFAILURE if good else _code(ended, remote_io)
+    code = Code.UNKNOWNPAYLOADFAILURE if good else _code(ended)
     if found and found.matcher.code is not Code.PAYLOADEXECUTIONFAILURE:
         code = found.matcher.code
     if left := _core(workdir):
@@ -222,11 +215,9 @@ def _own_report(workdir: Path, mask: Callable[[str], str]) -> tuple[int, str]:
         return 0, ""
 
 
-def _code(ended: Ended, remote_io: bool) -> Code:
+def _code(ended: Ended) -> Code:
     if signal.SIGSEGV in (ended.signum, (ended.exit_code or 0) - 128):
         return Code.PAYLOADSIGSEGV
-    if remote_io and ended.exit_code in _REMOTE_OPEN_EXITS:
-        return _REMOTE_OPEN_EXITS[ended.exit_code]
     return _SPECIAL_EXITS.get(ended.exit_code or 0, Code.PAYLOADEXECUTIONFAILURE)
 
 

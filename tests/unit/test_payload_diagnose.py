@@ -11,14 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pilot.errors import DIAG_LIMIT, Code, Fault
-from pilot.job import Access, File, Job, Kind
+from pilot.job import Job
 from pilot.matchers import row
 from pilot.payload.diagnose import ERROR_REPORT, MATCHERS, Diagnosis, diagnose
 from pilot.payload.extract import last_words
 from pilot.payload.process import Ended
 
 JOB = Job(job_id=1)
-DIRECT = Job(job_id=1, inputs=(File(lfn="a.root", kind=Kind.INPUT, access=Access.DIRECT),))
 
 
 def ended(exit_code=0, signum=None):
@@ -49,13 +48,6 @@ def test_a_payload_that_ends_well_has_nothing_to_explain_whatever_it_wrote(tmp_p
 def test_the_exit_status_chooses_the_code(tmp_path, status, code):
     found = verdict(tmp_path, status)
     assert (found.error.code, found.exe_code) == (code, status)
-
-
-@pytest.mark.parametrize(("status", "code"), [(2, 1378), (3, 1368), (1, 1305), (4, 1305)])
-def test_2_and_3_mean_the_check_of_remote_files_only_where_there_was_one(tmp_path, status, code):
-    """PILOT3 10.5, defect 4: any payload that ended with 2 or 3 was told to be that check."""
-    assert verdict(tmp_path, status, job=DIRECT, remote_io=True).error.code == code
-    assert verdict(tmp_path, status, job=DIRECT).error.code == Code.PAYLOADEXECUTIONFAILURE
 
 
 @pytest.mark.parametrize("status", [160, 161, 162])
