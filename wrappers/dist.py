@@ -55,13 +55,15 @@ if sys.version_info < (3, 11):
     sys.exit("pilot.pyz: Python >= 3.11 is needed, this is " + sys.version.split()[0])
 signals = [getattr(signal, "SIG" + name) for name in ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "XCPU")]
 signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-top = tempfile.mkdtemp(prefix="pilot-pyz-", dir=os.environ.get("PILOT_PYZ_DIR"))
+top = ""
 try:
+    top = tempfile.mkdtemp(prefix="pilot-pyz-", dir=os.environ.get("PILOT_PYZ_DIR"))
     with zipfile.ZipFile(os.path.dirname(__file__)) as archive:
         archive.extractall(top)
 except OSError as error:
-    shutil.rmtree(top, ignore_errors=True)
-    sys.exit("pilot.pyz: " + top + ": " + str(error) + "; PILOT_PYZ_DIR names another directory")
+    if top:
+        shutil.rmtree(top, ignore_errors=True)
+    sys.exit("pilot.pyz: " + top + ": " * bool(top) + str(error) + "; PILOT_PYZ_DIR names another directory")
 become = (
     "import atexit, shutil, signal, sys; top = sys.argv.pop(1); sys.path.insert(0, top); "
     "atexit.register(shutil.rmtree, top, ignore_errors=True); signals = " + str([int(one) for one in signals]) + "; "

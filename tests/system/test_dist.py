@@ -131,3 +131,10 @@ def test_nor_does_a_single_file_that_is_stopped_while_it_unpacks(dist, bare_pyth
     pilot.terminate()
     assert pilot.wait(20) == 143
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_single_file_without_a_place_says_what_to_do(dist, bare_python):
+    environ = {"PILOT_PYZ_DIR": "/nonexistent"}
+    done = subprocess.run([bare_python, dist / "pilot.pyz"], env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "PILOT_PYZ_DIR names another directory" in done.stderr
