@@ -19,13 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # with the installati
 
 #: Pilot error codes.
 SIGTERM, SIGUSR1, PAYLOAD = 1201, 1207, 1305
-#: Where the template's monitor asks `sacct`, which needs a database of accounting.
-SQUEUE = {
-    "module": "pandaharvester.harvestermonitor.slurm_bulk_monitor",
-    "name": "SlurmBulkMonitor",
-    "use_squeue_monitor": True,
-}
-PUSH = {"templateQueueName": "production.push", "monitor": SQUEUE, "submitter": {"localQueueName": "test"}}
+PUSH = {"templateQueueName": "production.push", "submitter": {"localQueueName": "test"}}
 #: Pilots that leave their reports to Harvester.
 FILES = {"submitter": {"localQueueName": "test", "templateFile": "/opt/harvester/templates/files.sh"}}
 QUEUES: dict[str, dict[str, Any]] = {
