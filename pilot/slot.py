@@ -22,6 +22,7 @@ from pilot.server.harvester import HarvesterServer
 from pilot.server.report import JobRequest, RawJob
 from pilot.slotend import NO_END, BatchEnd, SlotEnd
 from pilot.stop import Deadline, Stop, in_thread
+from pilot.watch.shutdown import machine_shutdown
 from pilot.watch.walltime import slot_seconds
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Slot:
             PilotError: the slot cannot go on: no disk left, or it was told to stop; or the server never answered or
                 does not know what became of a job; or there was no job on an HPC, where the batch system is to know.
         """
-        while self._wants_another(given=await self._is_given_more()):
+        while await self._goes_on():
             asked = time.monotonic()
             raw = await self._acquire()
             if raw is None:
@@ -96,6 +97,10 @@ class Slot:
             raise self._silence
         if not self._done and self._bench.info.queue.resource_type.lower().startswith("hpc"):
             raise PilotError(Code.NOJOBSINPANDA, f"queue {self._bench.settings.queue}")
+
+    async def _goes_on(self) -> bool:
+        given = await self._is_given_more()  # what is here will be reported, whatever becomes of it
+        return self._wants_another(given=given) and (given or not await self._is_taken_away())
 
     async def _is_given_more(self) -> bool:
         server = self._bench.server
@@ -122,6 +127,16 @@ class Slot:
             return False
         logger.info("ready for new job")
         return True
+
+    async def _is_taken_away(self) -> bool:
+        """Whether the machine goes down, or the slot ends, so soon that a job would be ended as it begins."""
+        try:
+            await self._stop.guard(in_thread(machine_shutdown(self._bench.environ, self._bench.settings).look))
+        except PilotError as error:
+            self._stop.check()
+            logger.warning("no further job: %s", error.detail)
+            return True
+        return False
 
     def _lifetime(self) -> float:
         """Seconds a pilot may live here: the queue's maxtime if it has one, else its own setting."""

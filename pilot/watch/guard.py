@@ -10,13 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pilot import plugins
 from pilot.cgroup import Group, Nest, OwnGroup
-from pilot.download import fetch_url
 from pilot.errors import Code, PilotError
 from pilot.job import Job, Limits
 from pilot.processes import Processes, Spent
@@ -37,7 +35,7 @@ from pilot.watch.metrics import payload_metrics
 from pilot.watch.oom import OutOfMemory
 from pilot.watch.outputs import OutputSize, StdoutSize
 from pilot.watch.processcount import ProcessCount
-from pilot.watch.shutdown import MachineShutdown
+from pilot.watch.shutdown import machine_shutdown
 from pilot.watch.slotmemory import slot_limits
 from pilot.watch.softstop import SoftStop
 from pilot.watch.stacks import log_stacks
@@ -45,9 +43,6 @@ from pilot.watch.timeline import FILES, Timeline
 from pilot.watch.walltime import Walltime, job_seconds, slot_seconds
 
 logger = logging.getLogger(__name__)
-
-#: Seconds for one key of machine features at a URL.
-_FEATURE_TIMEOUT = 5.0
 
 #: Longest time for the size of the job directory at the end, s; the share of what is left for that, and for the meter.
 _PATIENCE, _SHARE = 1.0, 0.1
@@ -228,7 +223,7 @@ class Guard:
     def _clock(self) -> list[Look]:
         """What ends the payload at some time; and what tells it so before the first of them does."""
         post, settings = self._post, self._post.settings
-        shutdown = MachineShutdown(post.environ, partial(_fetch, settings.allow_http))
+        shutdown = machine_shutdown(post.environ, settings)
         times: list[Walltime] = []
         if math.isfinite(post.slot_end.at):
             known = post.slot_end.what if isinstance(post.slot_end, SlotEnd) else ""
@@ -286,7 +281,3 @@ def choose_meter(name: str, group: Group | None, environ: Mapping[str, str]) -> 
         logger.warning("meter %s cannot be used: %s; procfs instead", wanted, problem)
         found = plugins.load("pilot.meters", "procfs", Meter)
     return found()
-
-
-def _fetch(allow_http: bool, url: str) -> bytes:
-    return fetch_url(url, allow_http=allow_http, timeout=_FEATURE_TIMEOUT)

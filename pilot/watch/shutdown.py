@@ -6,9 +6,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
+from pilot.download import fetch_url
 from pilot.errors import Code, PilotError
+from pilot.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +23,9 @@ _SLOT_MARGIN = 180.0
 
 _PERIOD = 60.0
 
+#: Seconds for one key at a URL.
+_TIMEOUT = 5.0
+
 #: Variable to the keys that say when: the machine's, and the one for this job slot.
 _KEYS = {"MACHINEFEATURES": "shutdowntime", "JOBFEATURES": "shutdowntime_job"}
 
@@ -27,7 +33,7 @@ _KEYS = {"MACHINEFEATURES": "shutdowntime", "JOBFEATURES": "shutdowntime_job"}
 class MachineShutdown:
     """REACHEDMAXTIME (1213) ten minutes before the machine goes down, three before the slot's wall time is over.
 
-    A key that is missing, empty or no number says nothing: most nodes have none, and it may appear at any time.
+    A key that is missing, empty, 0 or no number says nothing: most nodes have none, and it may appear at any time.
 
     Args:
         environ: `MACHINEFEATURES` and `JOBFEATURES` in it are a directory with a file a key, or a URL of one.
@@ -74,12 +80,17 @@ class MachineShutdown:
         except (OSError, ValueError, PilotError) as error:
             logger.debug("no %s in %s: %s", key, place, error)
             return None
-        return value if math.isfinite(value) else None
+        return value if math.isfinite(value) and value > 0 else None
 
     def _read(self, place: str, key: str) -> str:
         if "://" in place:
             return self._fetch(f"{place.rstrip('/')}/{key}").decode("ascii", "replace").strip()
         return (Path(place) / key).read_text().strip()
+
+
+def machine_shutdown(environ: Mapping[str, str], settings: Settings) -> MachineShutdown:
+    """The look for a node where features may be at a URL."""
+    return MachineShutdown(environ, partial(fetch_url, allow_http=settings.allow_http, timeout=_TIMEOUT))
 
 
 def _utc(seconds: float) -> str:

@@ -121,6 +121,16 @@ def test_a_shutdown_that_is_announced_while_the_payload_runs_is_told_to_it_and_t
     assert job.log()["payload.stdout"] == b"told\n"
 
 
+def test_no_job_is_taken_on_a_machine_that_is_about_to_go_down(grid: Grid, tmp_path: Path) -> None:
+    queue = grid.queue("DOWN")
+    (tmp_path / "shutdowntime").write_text(str(int(time.time()) + 599))
+    (job_id,) = grid.submit(grid.job("true", queue=queue))
+    pilot = grid.pilot(queue=queue, env={"MACHINEFEATURES": str(tmp_path)})
+    assert pilot.wait() == 0
+    assert "no further job: the machine will be shut down at " in pilot.text
+    assert grid.server.states()[job_id] == "activated"
+
+
 def test_the_end_of_a_slurm_job_ends_the_payload_in_time_to_report_it(grid: Grid) -> None:
     queue = grid.queue("SLURMEND")
     (job_id,) = grid.submit(grid.job("sleep 60", queue=queue))

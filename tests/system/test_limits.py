@@ -126,7 +126,7 @@ def test_the_walltime_of_a_job_is_1213_where_the_queue_says_so(tmp_path):
 
 def test_a_machine_that_goes_down_ends_its_job_in_time(tmp_path):
     (tmp_path / "features").mkdir()
-    (tmp_path / "features" / "shutdowntime").write_text(f"{time.time() + 602:.0f}\n")
+    (tmp_path / "features" / "shutdowntime").write_text(f"{time.time() + 605:.0f}\n")
     done = watched(tmp_path, "sleep 60", environ={"MACHINEFEATURES": str(tmp_path / "features")})
     assert done.code == 1213, done.log
     assert "the machine will be shut down at " in done.diag

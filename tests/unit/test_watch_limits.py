@@ -161,7 +161,7 @@ class TestShutdown:
         (tmp_path / "shutdowntime").write_text(str(time.time() + 620))
         assert self.look({"MACHINEFEATURES": str(tmp_path)}).look() == pytest.approx(20, abs=1)
 
-    @pytest.mark.parametrize("text", ["", "never", "\n"])
+    @pytest.mark.parametrize("text", ["", "never", "\n", "0", "-1"])
     def test_a_key_that_says_nothing_is_asked_again(self, tmp_path, text):
         (tmp_path / "shutdowntime").write_text(text)
         assert self.look({"MACHINEFEATURES": str(tmp_path), "JOBFEATURES": "/nonexistent"}).look() == 60
