@@ -52,7 +52,7 @@ class Xrootd(Protocol):
         """As `RemoteTool.upload`. The server removes the file if it is not closed well (POSC)."""
 
     def size(self, url: str, handle: Handle) -> int | None:
-        """Bytes of a file; None if it is not there."""
+        """Bytes of a file; None if it is not there. A directory is an error."""
 
     def probe(self, url: str, handle: Handle) -> int | None:
         """As `size`, of a file that was opened and of which a byte was read."""
@@ -101,6 +101,11 @@ def parse_checksum(answer: str) -> dict[str, str]:
     """`adler32 01234567` as an answer to a query; a type and no value, or nothing at all, is no checksum."""
     kind, _, value = answer.strip("\0\n ").partition(" ")
     return {kind.lower(): normal(kind.lower(), value)} if re.fullmatch("[0-9a-fA-F]+", value) else {}
+
+
+def is_directory(url: str) -> TransferError:
+    """What is no file: a server has a size for it, too, and `rm` would remove it if it is empty."""
+    return Direction.OUT.fault(f"{shown(url)} is a directory", Trait.NEXT)
 
 
 def _meaning(number: int, text: str, direction: Direction) -> tuple[Code, Trait]:

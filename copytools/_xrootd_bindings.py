@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from copytools._remote import checksum_types
-from copytools._xrootd import CLIENT_SETTINGS, DATA, LONG, XrootdError, parse_checksum, split
+from copytools._xrootd import CLIENT_SETTINGS, DATA, LONG, XrootdError, is_directory, parse_checksum, split
 from pilot.errors import Trait
 from pilot.left import regular
 from pilot.staging.checksum import Hasher
@@ -79,11 +79,14 @@ class Bindings:
         """Bytes of a file."""
         server, path, opaque = split(url)
         try:
-            return int(_Talk(handle, Direction.OUT, url).ask(self._client.FileSystem(server).stat, path + opaque).size)
+            seen = _Talk(handle, Direction.OUT, url).ask(self._client.FileSystem(server).stat, path + opaque)
         except XrootdError as error:
             if error.missing:
                 return None
             raise
+        if seen.flags & self._flags.StatInfoFlags.IS_DIR:
+            raise is_directory(url)
+        return int(seen.size)
 
     def probe(self, url: str, handle: Handle) -> int | None:
         """Bytes of a file that can be read."""

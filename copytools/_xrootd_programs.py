@@ -13,7 +13,7 @@ from pathlib import Path
 
 from copytools._remote import speakable
 from copytools._site import SitePrograms
-from copytools._xrootd import CLIENT_SETTINGS, DATA, XrootdError, parse_checksum, split
+from copytools._xrootd import CLIENT_SETTINGS, DATA, XrootdError, is_directory, parse_checksum, split
 from pilot.staging.copytool import Handle, Transfer
 from pilot.staging.faults import Direction
 
@@ -55,6 +55,8 @@ class Programs:
             if error.missing:
                 return None
             raise
+        if re.search(r"^Flags:.*\bIsDir\b", done.stdout, re.M):
+            raise is_directory(url)
         found = re.search(r"^Size:\s+(\d+)", done.stdout, re.M)
         if not found:
             raise Direction.OUT.fault("xrdfs stat gave no size")

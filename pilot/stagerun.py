@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 from pilot.errors import Code, PilotError, Trait, TransferError
 from pilot.job import File, Kind
@@ -427,6 +428,7 @@ def _absolute(name: str) -> Path:
 
 
 def _path_of(url: str) -> Path:
-    return Path(
-        unquote(url.removeprefix("file:").removeprefix("//localhost").removeprefix("//")) if "://" in url else url
-    )
+    if not url.startswith("file:"):
+        return Path(url)
+    path = url.removeprefix("file:").removeprefix("//localhost").removeprefix("//")
+    return Path(os.fsdecode(unquote_to_bytes(path)))

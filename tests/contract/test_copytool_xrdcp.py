@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from copytools.xrdcp import Xrdcp
+from pilot.errors import TransferError
 from pilot.staging.copytool import ToolContext
-from pilot.testing.copytool import CopyToolConformance
+from pilot.testing.copytool import CopyToolConformance, WatchfulHandle
 from tests.parts.proxy import Throttle
 from tests.parts.xrootd import server, xrootd  # noqa: F401 - fixtures
 
@@ -46,6 +47,11 @@ class XrdcpConformance(CopyToolConformance):
         path = self.server.data / self.name(name)
         path.chmod(0)
         return True
+
+    def test_a_directory_is_no_file(self, tool):
+        self.store("folder/f", b"data")
+        with pytest.raises(TransferError, match="is a directory"):
+            tool.stat(self.remote_url("folder"), WatchfulHandle())
 
 
 class TestXrdcpByBindings(XrdcpConformance):

@@ -177,6 +177,12 @@ def test_what_is_no_file_is_an_error_of_that_one_and_stays_what_it_is(tmp_path):
     assert [bool(json.loads(line)["error"]) for line in seen] == [True, True, False]
 
 
+def test_a_path_may_be_said_as_a_url_in_every_way(tmp_path):
+    (tmp_path / os.fsdecode(b"f\xff")).write_bytes(b"data")
+    urls = [f"file:{slashes}{tmp_path}/f%ff" for slashes in ("", "//", "//localhost")]
+    assert stage(tmp_path, "stat", *urls).stdout.count("adler32:0400019b") == len(urls)
+
+
 def test_closed_streams_are_no_fault(tmp_path):
     (tmp_path / "a").write_bytes(b"data")
     words = [*command("get", "a", "b")]
