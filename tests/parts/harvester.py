@@ -25,6 +25,10 @@ from tests.parts import CACHE, environment
 
 TEMPLATES = ROOT / "wrappers" / "harvester"
 SOURCES = Path(os.environ.get("PILOT_REAL_HARVESTER", CACHE / "harvester"))
+needs_harvester = pytest.mark.skipif(
+    not (SOURCES / "pandaharvester" / "harvesterbody" / "master.py").is_file(),
+    reason="Harvester is in no registry: put the sources of HSF/harvester into .cache/harvester",
+)
 #: Its id at the server.
 ID = "harv"
 _PACKAGES = (
@@ -318,8 +322,6 @@ def home(top: Path, url: str) -> dict[str, str]:
         top: the directory, not there yet.
         url: of the server.
     """
-    if not (SOURCES / "pandaharvester" / "harvesterbody" / "master.py").is_file():
-        pytest.skip("Harvester is in no registry: put the sources of HSF/harvester into .cache/harvester")
     bin_directory = environment("harvester", *_PACKAGES)
     site = next((bin_directory.parent / "lib").glob("python3*/site-packages"))
     for name in ("etc/panda", "log", "modules"):

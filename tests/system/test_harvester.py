@@ -24,7 +24,7 @@ from pilot.server.offline import NoServer
 from pilot.server.report import FileReport, JobRequest, Report, State
 from pilot.stop import Deadline, in_thread
 from tests.grid import ROOT, Grid, until
-from tests.parts.harvester import home
+from tests.parts.harvester import home, needs_harvester
 
 
 class Messenger:
@@ -134,7 +134,7 @@ def messenger(tmp_path):
     return Messenger(tmp_path / "access")
 
 
-@pytest.fixture(params=[Messenger, Harvesters])
+@pytest.fixture(params=[Messenger, pytest.param(Harvesters, marks=needs_harvester)])
 def either(request, tmp_path, monkeypatch):
     """A messenger for a worker of several jobs."""
     if request.param is Harvesters:

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.grid import Grid, Scenarios, until
-from tests.parts.harvester import Harvester
+from tests.parts.harvester import Harvester, needs_harvester
 from tests.parts.slurm import Cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # with the installation
+pytestmark = [needs_harvester, pytest.mark.slow, pytest.mark.timeout(300)]  # with the installation
 
 #: Pilot error codes.
 SIGTERM, SIGUSR1, PAYLOAD = 1201, 1207, 1305

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tests.grid import Grid, Scenarios
-from tests.parts.harvester import Harvester
+from tests.parts.harvester import Harvester, needs_harvester
 from tests.parts.htcondor import Pool
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]  # with the installation
+pytestmark = [needs_harvester, pytest.mark.slow, pytest.mark.timeout(300)]  # with the installation
 
 #: Pilot error codes.
 SIGTERM, PANDA_KILL = 1201, 1144
