@@ -22,10 +22,12 @@ SIGTERM, SIGUSR1, PAYLOAD = 1201, 1207, 1305
 PUSH = {"templateQueueName": "production.push", "submitter": {"localQueueName": "test"}}
 #: Pilots that leave their reports to Harvester.
 FILES = {"submitter": {"localQueueName": "test", "templateFile": "/opt/harvester/templates/files.sh"}}
+MANY = PUSH | FILES | {"truePilot": False, "mapType": "ManyToOne", "workerMaker": {"nJobsPerWorker": 3}}
 QUEUES: dict[str, dict[str, Any]] = {
     "PUSH": PUSH,
     "FILES": PUSH | FILES | {"truePilot": False},
-    "MANY": PUSH | FILES | {"truePilot": False, "mapType": "ManyToOne", "workerMaker": {"nJobsPerWorker": 3}},
+    "MANY": MANY,
+    "MANY_CANCELLED": MANY,
     "MORE": PUSH | {"maxWorkers": 1},
     "PULL": PUSH | {"mapType": "NoJob", "maxWorkers": 1, "submitter": {"localQueueName": "test", "submitMode": "PULL"}},
 }
@@ -144,6 +146,16 @@ def a_worker_has_several_jobs(site: Site) -> None:
     ended = [site.sees_end(job_id) for job_id in ids]
     assert [job.state for job, _, _ in ended] == [here for _, here, _ in ended] == ["finished", "finished", "failed"]
     assert len({site.worker(job_id)["workerID"] for job_id in ids}) == 1
+
+
+@scenario
+def the_worker_of_several_jobs_is_cancelled(site: Site) -> None:
+    """Those that were not begun have failed, too."""
+    ids = site.grid.submit(*(site.grid.job("sleep 600", queue="MANY_CANCELLED") for _ in range(3)))
+    site.cancels(ids[0])
+    for job_id in ids:
+        job, here, worker = site.sees_end(job_id)
+        assert (job.state, job.code, here, worker) == ("failed", SIGTERM, "failed", "cancelled")
 
 
 @scenario
