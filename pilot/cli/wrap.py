@@ -14,6 +14,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def main(argv: Sequence[str]) -> int:
     """Wrap a pilot; the exit status for the batch system."""
     import os
+    import shutil
     import sys
 
     from pilot.wrap.options import parse
@@ -24,4 +25,8 @@ def main(argv: Sequence[str]) -> int:
         options = parse(argv, os.environ)
         return Wrapper(options, os.environ, pilot_program()).run()
     except SystemExit as end:  # a mistake on the command line has 2, which tells Harvester of a stuck pilot
+        # What the script that has become us has made, unless it is where we were started.
+        scratch = argv[1] if len(argv) > 1 and argv[0] == "--scratch" else os.curdir
+        if os.path.realpath(scratch) != os.path.realpath(os.curdir):
+            shutil.rmtree(scratch, ignore_errors=True)
         sys.exit(FAULT if end.code == 2 else end.code)

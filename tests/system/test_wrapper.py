@@ -384,10 +384,18 @@ def test_a_bad_node_waits_before_it_ends(grid, wrapped):
     assert "failure  queue" in pilot.text
 
 
-def test_a_mistake_on_the_command_line_is_a_fault_of_the_wrapper(wrapped):
+def test_a_mistake_on_the_command_line_is_a_fault_of_the_wrapper(wrapped, release, tmp_path):
     pilot = wrapped("--no-such-option")
     assert pilot.wait() == 1
     assert "unknown option '--no-such-option'" in pilot.text
+    for url, kept in ((None, []), ("local", ["pilot3", "pilot3.tar.gz"])):  # it takes no directory that is not its own
+        if url:
+            (tmp_path / "launch-2").mkdir()
+            shutil.copy(release / "pilot3.tar.gz", tmp_path / "launch-2")
+        pilot = wrapped("--stuck-after", "long", url=url)
+        assert (pilot.wait(), "invalid float value" in pilot.text) == (1, True), pilot.text
+        assert sorted(path.name for path in pilot.cwd.glob("pilot3*")) == kept
+        assert left(tmp_path) == []
 
 
 def test_an_expired_token_is_told(wrapped, grid, tmp_path):
