@@ -30,8 +30,9 @@ _WHOLE_NUMBER = re.compile(r"[+-]?\d{1,30}(\.0*)?", re.ASCII)
 #: Characters that have no place in a name, a URL or a line of text.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FLAGS = {True: (True, "true", "yes", "1"), False: (False, "false", "no", "0")}  # 1 and 0 are among them: 1 == True
-_CHECKSUM_DIGITS = {"adler32": re.compile(r"[0-9a-f]{1,8}", re.I), "md5": re.compile(r"[0-9a-f]{32}", re.I)}
-_CHECKSUM_PREFIXES = {"ad": "adler32", "md": "md5", "adler32": "adler32", "md5": "md5"}
+#: Hexadecimal digits of a checksum by its type.
+CHECKSUM_LENGTHS = {"adler32": 8, "md5": 32, "crc32c": 8}
+_CHECKSUM_PREFIXES = {"ad": "adler32", "md": "md5"} | {kind: kind for kind in CHECKSUM_LENGTHS}
 
 
 def shorten(value: object) -> str:
@@ -116,23 +117,26 @@ def is_unicode(text: str) -> bool:
 
 def checked_checksum(field: str, kind: str, digits: str) -> str:
     """The digits of a checksum of type `kind`, lower case; adler32 filled up to 8, since old catalogues cut zeros."""
-    if not _CHECKSUM_DIGITS[kind].fullmatch(digits):
-        count = "1 to 8" if kind == "adler32" else "32"
+    length = CHECKSUM_LENGTHS[kind]
+    least = 1 if kind == "adler32" else length
+    if not re.fullmatch(rf"[0-9a-fA-F]{{{least},{length}}}", digits):
+        count = f"1 to {length}" if least < length else length
         raise JobDefinitionError(field, f"expected {count} hexadecimal digits for {kind}, got {shorten(digits)}")
-    return digits.lower().zfill(8 if kind == "adler32" else 32)
+    return digits.lower().zfill(length)
 
 
 def parse_checksum(field: str, text: str) -> Mapping[str, str]:
     """A checksum as the server writes it: `ad:hex`, `md:hex`, or digits alone for adler32 (PILOT3 2.3).
 
-    32 digits alone are an md5: the server sends its md5 column when it has no checksum.
+    32 digits alone are an md5: the server sends its md5 column when it has no checksum. Object stores know
+    `crc32c:hex`.
     """
     prefix, colon, digits = text.rpartition(":")
     if is_null(digits):
         return NOTHING
-    kind = _CHECKSUM_PREFIXES.get(prefix) if colon else "md5" if len(digits) == 32 else "adler32"
+    kind = _CHECKSUM_PREFIXES.get(prefix.lower()) if colon else "md5" if len(digits) == 32 else "adler32"
     if kind is None:
-        raise JobDefinitionError(field, f"expected ad:hex or md:hex, got {shorten(text)}")
+        raise JobDefinitionError(field, f"expected ad:hex, md:hex or crc32c:hex, got {shorten(text)}")
     return {kind: checked_checksum(field, kind, digits)}
 
 

@@ -31,7 +31,7 @@ from uuid import uuid4
 from pilot.errors import Code, JobDefinitionError
 from pilot.job import NOTHING, File, Job, Kind, Limits
 from pilot.jobdef import ESCAPED_SCHEMES, OBJECT_SCHEMES, URL, distinct, name_in_url, parse_job
-from pilot.jobfields import CONTROL, MAX_TOTAL, checked_checksum, checked_lfn, is_unicode, shorten
+from pilot.jobfields import CHECKSUM_LENGTHS, CONTROL, MAX_TOTAL, checked_checksum, checked_lfn, is_unicode, shorten
 from pilot.jobpars import JobFilters
 
 #: Bytes of a YAML job file. Its parser takes some 10 s for a MB; long lists of files are better given as JSON.
@@ -68,7 +68,7 @@ payload: |
   echo "the sum is $sum" | tee sum.txt
 
 # Files to bring in first. The local name is `lfn`, by default the last part of the URL. Size (bytes) and checksum
-# ("adler32:..." or "md5:...") are verified if they are given.
+# ("adler32:...", "md5:..." or "crc32c:...") are verified if they are given.
 inputs: []
 #  - url: data/words.txt
 #    checksum: "adler32:0a1b2c3d"
@@ -344,8 +344,8 @@ def _checksums(section: _Section) -> Mapping[str, str]:
     if value is None:
         return NOTHING
     kind, _, digits = value.partition(":") if isinstance(value, str) else ("", "", "")
-    if kind not in ("adler32", "md5"):
-        _refuse(place, '"adler32:hex" or "md5:hex"', value)
+    if kind not in CHECKSUM_LENGTHS:
+        _refuse(place, f"one of {', '.join(CHECKSUM_LENGTHS)} with its hex digits, such as adler32:0a1b2c3d", value)
     return {kind: checked_checksum(place, kind, digits)}
 
 

@@ -531,6 +531,8 @@ def test_a_size_of_0_is_one_the_server_does_not_know():
         ("ad:3F1D9964", {"adler32": "3f1d9964"}),
         ("3f1d", {"adler32": "00003f1d"}),
         ("md:" + "0" * 32, {"md5": "0" * 32}),
+        ("AD:3f1d", {"adler32": "00003f1d"}),
+        ("crc32c:C99465AA", {"crc32c": "c99465aa"}),
         ("F" * 32, {"md5": "f" * 32}),
         ("ad:NULL", {}),
         ("None", {}),
@@ -541,7 +543,7 @@ def test_checksums_of_every_form(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["ad:xyz", "ad:123456789", "md:1234", "md:" + "g" * 32, "sha9:12", "ad:12 34", "ad:0x1f"]
+    "text", ["ad:xyz", "ad:123456789", "md:1234", "md:" + "g" * 32, "sha9:12", "ad:12 34", "ad:0x1f", "crc32c:1f"]
 )
 def test_a_bad_checksum_is_refused(text):
     error = refusal(definition(checksum=text))

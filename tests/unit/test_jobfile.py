@@ -230,7 +230,7 @@ def test_environment_takes_text_and_whole_numbers(load):
         (job(inputs=[{}]), "inputs[0].url", "is missing"),
         (job(inputs=[{"url": 5}]), "inputs[0].url", "put it in quotes"),
         (job(inputs=[{"url": "a", "checksum": "0a1b2c3d"}]), "inputs[0].checksum",
-         'expected "adler32:hex" or "md5:hex", got \'0a1b2c3d\''),
+         "expected one of adler32, md5, crc32c with its hex digits"),
         (job(inputs=[{"url": "a", "checksum": 12345678}]), "inputs[0].checksum", "got 12345678"),
         (job(inputs=[{"url": "a", "checksum": "adler32:xyz"}]), "inputs[0].checksum", "hexadecimal digits"),
         (job(inputs=[{"url": "a", "checksum": "md5:12"}]), "inputs[0].checksum", "expected 32"),
