@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pilot.errors import Code, ServerError
-from pilot.server.auth import Auth, TokenFile, find_auth, write_private
+from pilot.server.auth import Auth, CredentialError, TokenFile, find_auth, write_private
 from pilot.server.expiry import token_end
 
 
@@ -49,6 +49,13 @@ def test_a_missing_token_file_is_an_error_that_says_where_it_was_looked_for(tmp_
         auth.headers()
     assert str(tmp_path / "nosuch.token") in caught.value.detail
     assert caught.value.code is Code.NOPROXY
+
+
+@pytest.mark.parametrize("token", ["0123456789abcdef" * 3, "e" * 2000])
+def test_a_token_where_the_name_of_its_file_should_be_is_not_shown(tmp_path, token):
+    with pytest.raises(CredentialError, match="may hold the token itself") as caught:
+        TokenFile(token, [tmp_path]).token()
+    assert token not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["tok\n", "tok\r\n", " tok \n\n", "tok"])
