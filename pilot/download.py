@@ -79,14 +79,20 @@ def fetch_url(
 
 def check_url(url: str, allow_http: bool = False) -> None:
     """Raise `DownloadError` for a URL that is not `https`, nor `http` to where plain http is allowed."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # its text may show a password
-        raise DownloadError("not a URL", retry=False) from None
+    parts = _split(url, "not a URL")
     if parts.scheme not in ("https", "http") or not parts.hostname:
         raise DownloadError("not an http(s) URL", retry=False)
     if parts.scheme == "http" and not (allow_http or is_loopback(parts.hostname)):
         raise DownloadError("plain http is refused, use https or --allow-http", retry=False)
+
+
+def _split(url: str, otherwise: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:  # its text may show a password
+        raise DownloadError(otherwise, retry=False) from None
+    return parts
 
 
 def is_loopback(host: str) -> bool:
@@ -125,7 +131,7 @@ def find_proxy(url: str, environ: Mapping[str, str]) -> SplitResult | None:
     text, host = variables.get(f"{server.scheme}_proxy") or variables.get("all_proxy"), server.hostname or ""
     if not text or is_loopback(host) or _is_exempt(host, server.port, variables.get("no_proxy", "")):
         return None
-    proxy = urlsplit(text if "://" in text else f"http://{text}")
+    proxy = _split(text if "://" in text else f"http://{text}", "the proxy of the environment is not a URL")
     if proxy.scheme != "http" or not proxy.hostname:
         raise DownloadError(f"proxy {proxy.scheme}://{proxy.hostname}: only http:// proxies can be used", retry=False)
     return proxy

@@ -113,6 +113,18 @@ def test_a_proxy_of_the_environment_is_used(server: Server) -> None:
     assert server.seen[0][0] == "http://cric.invalid/file"
 
 
+@pytest.mark.parametrize("bad", ["http://[::1", "http://me:secret@squid:no", "squid:99999", "socks5://squid:1080"])
+def test_a_proxy_that_cannot_be_used_is_told(bad: str) -> None:
+    with pytest.raises(DownloadError, match="proxy") as caught:
+        fetch_url("https://cric.invalid/file", environ={"https_proxy": bad})
+    assert "secret" not in caught.value.detail
+
+
+def test_a_port_that_is_none_is_told_where_there_is_a_proxy() -> None:
+    with pytest.raises(DownloadError, match="not a URL"):
+        fetch_url("https://cric.invalid:no/file", environ={"https_proxy": "squid:3128"})
+
+
 def test_compressed_bodies_are_unpacked(server: Server) -> None:
     assert fetch_url(url(server, "/gzip")) == b"x" * 5000
 
