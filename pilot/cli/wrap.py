@@ -14,19 +14,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def main(argv: Sequence[str]) -> int:
     """Wrap a pilot; the exit status for the batch system."""
     import os
-    import shutil
     import sys
+    from pathlib import Path
 
     from pilot.wrap.options import parse
     from pilot.wrap.program import pilot_program
-    from pilot.wrap.wrapper import FAULT, Wrapper
+    from pilot.wrap.wrapper import FAULT, Wrapper, remove_scratch
 
     try:
         options = parse(argv, os.environ)
         return Wrapper(options, os.environ, pilot_program()).run()
     except SystemExit as end:  # a mistake on the command line has 2, which tells Harvester of a stuck pilot
-        # What the script that has become us has made, unless it is where we were started.
-        scratch = argv[1] if len(argv) > 1 and argv[0] == "--scratch" else os.curdir
-        if os.path.realpath(scratch) != os.path.realpath(os.curdir):
-            shutil.rmtree(scratch, ignore_errors=True)
+        if len(argv) > 1 and argv[0] == "--scratch":  # by the script that has become us
+            remove_scratch(Path(argv[1]), Path.cwd())
         sys.exit(FAULT if end.code == 2 else end.code)

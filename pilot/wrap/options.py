@@ -73,7 +73,7 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> WrapOptions:
         queue=args.queue,
         label=args.label,
         version_tag=args.version_tag,
-        scratch=Path(args.scratch).absolute() if args.scratch else None,
+        scratch=Path(args.scratch).resolve() if args.scratch else None,  # as `Path.cwd()`, with which it is compared
         localpy=args.localpy,
         container=args.container,
         cvmfs=args.cvmfs,

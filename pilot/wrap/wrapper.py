@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -60,6 +61,12 @@ _KEPT_FILES = ("_CONDOR_JOB_AD", "_CONDOR_MACHINE_AD", "CONDOR_MACHINE_AD", "_CO
 _IDS = 30
 
 
+def remove_scratch(scratch: Path, launch_dir: Path) -> None:
+    """Remove what the script made for us by `mktemp`; not where we were started, nor what a person calls scratch."""
+    if re.fullmatch(r"pilot_\w{8}", scratch.name) and scratch.resolve() != launch_dir:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 class Wrapper:
     """Runs a pilot.
 
@@ -92,7 +99,8 @@ class Wrapper:
             status = FAULT
         finally:
             self._supervisor.rest()
-            self._remove_scratch()
+            if self._options.scratch:
+                remove_scratch(self._options.scratch, self._launch_dir)
         self._factory.ended(status, time.monotonic() - self._started)
         self._say(f"wrapper ends with status {status}")
         return status
@@ -139,11 +147,6 @@ class Wrapper:
         for link in links:
             if not (workdir / link.name).exists():
                 (workdir / link.name).symlink_to(link.resolve())
-
-    def _remove_scratch(self) -> None:
-        scratch = self._options.scratch
-        if scratch and scratch != self._launch_dir:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     # ---------------------------------------------------------------------------------------------------- queue, set-up
 

@@ -242,6 +242,22 @@ def test_the_old_place_is_cvmfs(grid, wrapped, release, tmp_path):
     assert pilot.wait() == 0, pilot.text
 
 
+def test_only_what_the_script_made_is_removed(tmp_path):
+    """No directory that a person calls scratch, and not where it starts, by whatever path the shell came there."""
+    launch, data = tmp_path / "real" / "pilot_12345678", tmp_path / "data"
+    launch.mkdir(parents=True)
+    data.mkdir()
+    (launch / "pandaJobData.out").touch()
+    (tmp_path / "link").symlink_to("real")
+    fails = ["-q", "Q", "--pilot-user", "generic", "--queuedata-url", "/nonexistent", "--setup", "/nonexistent/setup"]
+    for scratch, options in ((data, ["--help"]), (data, fails), (tmp_path / "link" / launch.name, fails)):
+        words = [sys.executable, ROOT / "pilot.py", "wrap", "--scratch", scratch, *options]
+        done = subprocess.run(words, cwd=launch, capture_output=True, text=True, check=False)
+        assert done.returncode == (options == fails), done.stderr
+        assert options != fails or "/nonexistent/setup ended with status" in done.stdout
+        assert scratch.is_dir()
+
+
 def test_local_means_what_lies_there(grid, release, tmp_path):
     (job_id,) = grid.submit(grid.job())
     launch = tmp_path / "launch"
