@@ -206,7 +206,7 @@ class _Errand:
         parallel = max(1, self._request.settings.parallel_transfers)
         patience = TIMEOUT_MAX * (1 + len(self._request.files) / parallel), self._request.direction.timed_out
         try:
-            ended = await self._call.in_slot(None, partial(_execute, container), "", patience)
+            ended = await self._call.in_slot(None, partial(_execute, container, container.stdin()), "", patience)
         finally:
             over.set()
             await following
@@ -347,9 +347,9 @@ def _absolute(settings: Settings) -> Settings:
     return replace(settings, origins={}, notes=(), **found)
 
 
-def _execute(container: Container, handle: TransferHandle) -> subprocess.CompletedProcess[str]:
+def _execute(container: Container, stdin: int, handle: TransferHandle) -> subprocess.CompletedProcess[str]:
     go = ["/bin/bash", "-c", 'cd "$1" && shift && exec "$@"', "middleware", str(container.order.workdir)]
-    return handle.run([*go, *container.argv], container.environment)
+    return handle.run([*go, *container.argv], container.environment, stdin=stdin)
 
 
 def _replicas(request: Request) -> str:

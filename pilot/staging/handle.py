@@ -73,12 +73,16 @@ class TransferHandle:
         self.check()
 
     def run(
-        self, argv: Sequence[str], env: Mapping[str, str] | None = None, watch: Path | None = None
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        watch: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
     ) -> subprocess.CompletedProcess[str]:
         """Run a program to its end; see `pilot.staging.copytool.Handle`."""
         self._watched = watch
         with TemporaryFile() as output, TemporaryFile() as errors:  # not pipes: a child left behind would hold them
-            process = self._start(argv, {**self._environment, **(env or {})}, output, errors)
+            process = self._start(argv, {**self._environment, **(env or {})}, stdin, output, errors)
             try:
                 os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
             finally:
@@ -101,12 +105,12 @@ class TransferHandle:
         self._signal(signal.SIGKILL)
 
     def _start(
-        self, argv: Sequence[str], env: Mapping[str, str], output: IO[bytes], errors: IO[bytes]
+        self, argv: Sequence[str], env: Mapping[str, str], stdin: int, output: IO[bytes], errors: IO[bytes]
     ) -> subprocess.Popen[Any]:
         with self._lock:  # nothing starts after `terminate`
             self.check()
             self._process = self._launcher.start(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, env=env, close_fds=True
+                argv, stdin=stdin, stdout=output, stderr=errors, env=env, close_fds=True
             )
             return self._process
 

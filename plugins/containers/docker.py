@@ -52,11 +52,11 @@ class Docker(Engine):
         return self._pipe[0]
 
     async def close(self) -> None:
-        """Remove our container, and nothing else."""
-        await super().close()
+        """Remove our container, and nothing else; the end of its input ends it if the daemon does not answer."""
         pipe, self._pipe = self._pipe, ()
         for end in pipe:
             os.close(end)
+        await super().close()
 
     def spared(self, pid: int, members: Iterable[int]) -> set[int]:
         """All: the daemon passes the signal on, see `signal`."""
