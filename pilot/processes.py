@@ -32,8 +32,8 @@ PR_SET_CHILD_SUBREAPER = 36
 #: own handler for its faults would never be called.
 FAULTS = (signal.SIGSEGV, signal.SIGBUS)
 
-#: Places of `num_threads` and `starttime` among the fields that `_stat` gives, the 20th and 22nd of proc(5).
-_NUM_THREADS, _START_TIME = 17, 19
+#: Places of `ppid`, `num_threads` and `starttime` among the fields that `_stat` gives: the 4th, 20th, 22nd of proc(5).
+_PARENT, _NUM_THREADS, _START_TIME = 1, 17, 19
 
 #: Seconds that a process's start is known to.
 TICK = 1 / os.sysconf("SC_CLK_TCK")
@@ -207,7 +207,7 @@ def children(pid: int | None = None) -> list[int]:
     """Direct children of a process (our own by default), of all its threads."""
     pid = pid or os.getpid()
     if not _HAS_CHILDREN_FILE:
-        return _children_by_scan(pid)
+        return _all_children().get(pid, [])
     found: list[int] = []
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
@@ -227,9 +227,23 @@ def _children_of_thread(pid: int, task: str) -> list[int]:
 def descendants(roots: Sequence[int]) -> list[int]:
     """The processes `roots` and all below them, parents first."""
     found = list(dict.fromkeys(roots))
+    known = None if _HAS_CHILDREN_FILE else _all_children()  # one look at all processes, not one for each
     for pid in found:
-        found += [child for child in children(pid) if child not in found]
+        below = children(pid) if known is None else known.get(pid, [])
+        found += [child for child in below if child not in found]
     return found
+
+
+def ancestors(pid: int) -> Iterator[int]:
+    """The parent of a process, its parent, and so on."""
+    while pid := _parent(pid):
+        yield pid
+
+
+def _parent(pid: int) -> int:
+    """0 if there is none."""
+    fields = _stat(pid)
+    return int(fields[_PARENT]) if fields else 0
 
 
 def send(pids: Sequence[int], signum: signal.Signals) -> None:
@@ -276,10 +290,12 @@ def _is_in(session: int, pid: int) -> bool:
         return True
 
 
-def _children_by_scan(pid: int) -> list[int]:
-    """Children found by looking at every process, where the kernel has no `children` files."""
-    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
-    return [one for one in pids if _stat(one)[1:2] == [b"%d" % pid]]
+def _all_children() -> dict[int, list[int]]:
+    """The children of every process, where the kernel has no `children` files."""
+    found: dict[int, list[int]] = {}
+    for pid in [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]:
+        found.setdefault(_parent(pid), []).append(pid)
+    return found
 
 
 @contextmanager

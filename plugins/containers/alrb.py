@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pilot.errors import Code, PilotError
 from pilot.payload.container import SCRIPT, STARTED, Container, Mount, write_file
-from pilot.processes import descendants
+from pilot.processes import ancestors
 
 #: Set-up of the release, sourced inside before the payload.
 SETUP = "my_release_setup.sh"
@@ -63,8 +63,8 @@ class Alrb(Container):
     def spared(self, pid: int, members: Iterable[int]) -> set[int]:
         """All that is around the payload's script: ALRB's shells out here, apptainer, ALRB's shell inside."""
         members = list(members)
-        if not self._around and (script := next(filter(_runs_script, members), None)):
-            self._around = {member for member in members if member != script and script in descendants([member])}
+        if not self._around and (script := next(filter(_runs_script, members), 0)):
+            self._around = {*members} & {*ancestors(script)}
         return {pid, *self._around}
 
     def _payload(self) -> str:

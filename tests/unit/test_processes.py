@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from pilot import processes as rooms
-from pilot.processes import Processes, Spent, children, descendants, is_zombie, send, wait_exit
+from pilot.processes import Processes, Spent, ancestors, children, descendants, is_zombie, send, wait_exit
 
 #: Six processes in three generations.
 TREE = "sleep 60 & (sleep 61 & sleep 62; exit 1) & echo up; sleep 63; exit 1"
@@ -80,7 +80,23 @@ def test_roots_that_are_given_twice_or_below_one_another_count_once(tree):
 
 def test_the_scan_of_all_processes_finds_the_same_children(tree):
     for pid in [*descendants([tree.pid]), os.getpid()]:
-        assert sorted(rooms._children_by_scan(pid)) == sorted(children(pid))
+        assert sorted(rooms._all_children().get(pid, [])) == sorted(children(pid))
+
+
+def test_without_files_of_children_all_processes_are_looked_at_once(tree, monkeypatch):
+    found, looks = descendants([tree.pid]), []
+    listdir = os.listdir
+    monkeypatch.setattr(rooms, "_HAS_CHILDREN_FILE", False)
+    monkeypatch.setattr(os, "listdir", lambda path: looks.append(path) or listdir(path))
+    assert set(descendants([tree.pid])) == set(found)
+    assert looks == ["/proc"]
+
+
+def test_ancestors_are_parents_and_theirs(tree):
+    last = descendants([tree.pid])[-1]
+    above = list(ancestors(last))
+    assert above == [process.pid for process in psutil.Process(last).parents()]
+    assert tree.pid in above
 
 
 def test_children_of_any_thread_are_found(processes):
@@ -120,7 +136,7 @@ def test_any_name_of_a_program_is_borne(tmp_path, processes, name):
     try:
         assert not is_zombie(process.pid)
         assert process.pid in children()
-        assert process.pid in rooms._children_by_scan(os.getpid())
+        assert process.pid in rooms._all_children()[os.getpid()]
     finally:
         process.kill()
         process.wait()
