@@ -391,7 +391,7 @@ class JobRun:
     def _client_log(self) -> list[Path]:
         """What XRootD's client writes of our transfers, if the site wants that; a payload may have one of its own."""
         path = Path(self.bench.environ.get("XRD_LOGFILE", "")).absolute()
-        return [path] if path.is_file() and not (self.workdir / path.name).exists() else []
+        return [path] if os.path.isfile(path) and not os.path.lexists(self.workdir / path.name) else []
 
     # ---------------------------------------------------------------------------------------------------------- reports
 

@@ -386,7 +386,7 @@ def mounts_of(paths: Iterable[str | Path], workdir: Path) -> tuple[Mount, ...]:
     """Mounts for files and directories, each once, those that are there and not in the job directory anyway."""
     found: dict[Path, None] = {}
     for path in map(Path, paths):
-        if path.is_absolute() and path.exists() and not path.is_relative_to(workdir):
+        if path.is_absolute() and os.path.exists(path) and not path.is_relative_to(workdir):
             found[path] = None
     return tuple(Mount(path) for path in found if not any(other in path.parents for other in found))
 

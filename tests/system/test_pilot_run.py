@@ -377,7 +377,8 @@ def test_a_failed_job_is_reported_with_its_cause_and_its_true_exit_status(grid: 
         grid.job("true", outputs=["missing.dat"], queue=queue),
         grid.job("kill -SEGV $$", queue=queue),
     )
-    status, own, missing, signalled = finish(grid, grid.pilot(queue=queue), *ids)
+    env = {"XRD_LOGFILE": f"/{'x' * 300}"}  # as a name in a directory of another user: no job's log fails for that
+    status, own, missing, signalled = finish(grid, grid.pilot(queue=queue, env=env), *ids)
     for job in (status, own, missing, signalled):
         assert job.states == ["starting", "running", "failed"]
         assert job.state == "failed"

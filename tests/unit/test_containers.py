@@ -114,6 +114,12 @@ class TestCommands:
         assert f'type=bind,"source={storage}","destination={storage}",ro' in argv
         assert {"--pid", "--cleanenv", "--nv", "--contain", f"/data,{tmp_path}/job"} <= set(argv)
 
+    def test_a_file_of_a_variable_that_nobody_can_look_at_is_no_mount(self, tmp_path):
+        job = Job(job_id=1, container_image="/")
+        variables = {"X509_USER_PROXY": f"/{'x' * 300}"}  # as one in a directory of another user
+        made = command(tmp_path, job, queue(), bench(tmp_path, programs=("apptainer",)), variables)
+        assert "xxx" not in " ".join(made.argv)
+
     def test_podman_and_docker_get_names_of_variables_and_an_id_file(self, tmp_path):
         job = Job(job_id=1, container_image="docker://registry/x:1", secrets=secrets())
         for name in ("podman", "docker"):
