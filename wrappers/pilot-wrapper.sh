@@ -171,7 +171,7 @@ unpack() {
 
 get_pilot() {
     if [ "$url" = local ]; then
-        [ -z "$sum" ] || echo "$sum  pilot3.tar.gz" | sha256sum --check >&2 ||
+        [ -z "$sum" ] || echo "$sum  pilot3.tar.gz" | sha256sum -c >&2 ||
             fail 64 "pilot3.tar.gz in $PWD is not the one of --pilotsha256"
         [ -f pilot3/pilot.py ] || unpack || fail 64 "no pilot3/ and no pilot3.tar.gz in $PWD"
     else
