@@ -123,7 +123,7 @@ def gpus(patient: Patient) -> Finding | None:
         return None
     done = _run(["nvidia-smi", "-q", "-x"])
     if done is None or done.returncode:
-        said = " ".join(done.stdout.split()) if done else "it does not start or hangs"
+        said = " ".join((done.stdout or done.stderr).split()) if done else "it does not start or hangs"
         return warning(f"nvidia-smi: {said}", "load the NVIDIA driver, or take this node out of GPU queues")
     try:
         cards = parse_gpus(done.stdout.encode())

@@ -211,6 +211,8 @@ def test_a_gpu_without_its_driver_is_a_warning(tmp_path, monkeypatch):
         assert node.gpus(patient()) == expected
     program.write_text("#!/bin/sh\necho not so\n")
     assert node.gpus(patient()).level is Level.WARNING
+    program.write_text("#!/bin/sh\necho no libnvidia-ml.so.1 >&2\nexit 127\n")
+    assert node.gpus(patient()).found == "nvidia-smi: no libnvidia-ml.so.1"
 
 
 def test_cvmfs_is_looked_for_where_the_queue_needs_it(tmp_path, with_queue):
