@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from pilot.nodechecks import check_cvmfs
 
 #: Seconds for `PROGRAM --version`, far from the 10 s that a check has.
 _PROGRAM_PATIENCE = 4.0
+
+#: Seconds for one that was killed: a broken driver of a GPU keeps it in the kernel, and is no reason to take no job.
+_LINGER = 0.5
 
 #: Characters that are shown of what it says.
 _LONGEST_VERSION = 200
@@ -181,7 +185,7 @@ def program_version(program: str) -> str:
 
 
 def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
-    """A program run to its end; None if it cannot be started or hangs: then nothing of it is left."""
+    """A program run to its end; None if it cannot be started or hangs: then it is killed with its children."""
     try:
         process = subprocess.Popen(
             argv,
@@ -194,10 +198,11 @@ def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
         )
     except OSError:
         return None
-    with process:
-        try:
-            out, err = process.communicate(timeout=_PROGRAM_PATIENCE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return None
+    try:
+        out, err = process.communicate(timeout=_PROGRAM_PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=_LINGER)
+        return None
     return subprocess.CompletedProcess(argv, process.returncode, out, err)

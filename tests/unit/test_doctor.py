@@ -195,6 +195,18 @@ def test_a_program_that_hangs_leaves_nothing_and_one_that_talks_is_cut(tmp_path,
     assert len(node.program_version(str(program))) < 300 + len(str(program))
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # it is left to itself
+def test_a_program_that_cannot_be_killed_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(node, "_PROGRAM_PATIENCE", 0.1)
+    monkeypatch.setattr(node.os, "killpg", lambda *_: None)  # as the kernel does with who waits for a driver
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 3\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    started = time.monotonic()
+    assert node.gpus(patient()).level is Level.WARNING
+    assert time.monotonic() - started < 2
+
+
 def test_a_gpu_without_its_driver_is_a_warning(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert node.gpus(patient()) is None
