@@ -15,6 +15,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +83,9 @@ def docker() -> Iterator[Docker]:
             cannot(f"docker cannot run a container: {done.stderr[-300:]} {(top / 'log').read_text()[-300:]}")
         yield made
     finally:
-        if left := made.containers():
-            made("rm", "--force", *left)
+        with suppress(subprocess.TimeoutExpired):  # a daemon that hangs is ended all the same
+            if left := made.containers():
+                made("rm", "--force", *left)
         stop(process)
         shutil.rmtree(top)
         for tree in Path("/sys/fs/cgroup").glob(f"*/{group}"):
