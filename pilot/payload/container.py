@@ -47,7 +47,7 @@ INIT = _INIT.replace("FORWARD", ":").replace("PAYLOAD", '"$@"; status=$?')
 FORWARDING_INIT = _INIT.replace("FORWARD", "if [ $$ = 1 ]; then kill -TERM -1; else kill -TERM $child; fi").replace(
     "PAYLOAD",
     """"$@" & child=$!
-{ trap '' TERM; while read -r line; do :; done; [ $$ = 1 ] && kill -KILL -1; } <&0 & watch=$!
+{ trap '' HUP ALRM TERM USR1 USR2 XCPU; while read -r line; do :; done; [ $$ = 1 ] && kill -KILL -1; } <&0 & watch=$!
 while before=$heard; wait $child; status=$?; [ "$heard" != "$before" ]; do :; done""",
 )
 

@@ -67,7 +67,7 @@ class Docker(Engine):
         mark = self.id
         if mark and not _is_first(self._first, mark):
             self._first = next((int(name) for name in os.listdir("/proc") if _is_first(name, mark)), 0)
-        return descendants([self._first]) if mark and self._first else []
+        return descendants([self._first])[1:] if mark and self._first else []
 
 
 def _is_first(pid: int | str, mark: str) -> bool:

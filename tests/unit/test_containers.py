@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shlex
+import signal
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +20,14 @@ from pilot.contain import choose_runtime, logins_of, make_container
 from pilot.errors import Code, PilotError
 from pilot.job import File, Job, Kind, Utility
 from pilot.masking import Masker, Secret
-from pilot.payload.container import linked_directories, runtime_failure, swallowed_failure
+from pilot.payload.container import FORWARDING_INIT, linked_directories, runtime_failure, swallowed_failure
+from pilot.processes import children, is_zombie, send
 from pilot.queuedata import Queue
 from pilot.settings import Settings
 from plugins.experiments.atlas import Atlas
 from plugins.experiments.generic import Generic
 from plugins.experiments.rubin import Rubin
+from tests.grid import until
 
 TOKEN = "glpat-55c1d9e44aa0"
 LOGIN = {"username": "me", "token": TOKEN, "registry_path": "docker://registry.cern.ch/group/"}
@@ -263,6 +268,30 @@ class TestFailures:
 
 def secrets() -> Secret:
     return Secret(json.dumps({"DOCKER_TOKENS": json.dumps([LOGIN])}))
+
+
+def test_what_sees_the_pilot_end_outlives_the_signals_that_all_inside_are_told():
+    words = ["/bin/bash", "-c", FORWARDING_INIT, "init", "/bin/sleep", "60"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+        try:
+            pid = until(lambda: watcher(process.pid))
+            for name in ("HUP", "ALRM", "TERM", "USR1", "USR2", "XCPU"):
+                send([pid], signal.Signals[f"SIG{name}"])
+            process.stdin.write(b"line\n")
+            process.stdin.flush()
+            time.sleep(0.2)
+            assert watcher(process.pid) == pid
+        finally:
+            send([*children(process.pid), process.pid], signal.SIGKILL)
+
+
+def watcher(init: int) -> int:
+    """The copy of the first process that reads its input, as soon as it ignores TERM; else 0."""
+    for pid in children(init):
+        status = dict(re.findall(r"(\w+):\s*(.*)", Path(f"/proc/{pid}/status").read_text()))
+        if status["Name"] == "bash" and int(status["SigIgn"], 16) >> (signal.SIGTERM - 1) & 1 and not is_zombie(pid):
+            return pid
+    return 0
 
 
 def test_logins_are_read_as_panda_has_them_and_nonsense_shows_no_secret(caplog):
