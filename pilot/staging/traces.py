@@ -355,15 +355,17 @@ class TraceSender:
         try:
             answer = self._transport.send(Request("POST", "", body, {"Content-Type": "application/json"}), TIMEOUT)
         except Exception as error:  # the door: whatever is wrong with traces is no business of the job's
-            return f"{type(error).__name__}: {error}", _curl_code(error.__cause__), True
+            return f"{type(error).__name__}: {error}", _curl_code(error), True
         return ("" if answer.status < 300 else f"HTTP status {answer.status}"), _HTTP_ERROR, answer.status >= 500
 
 
-def _curl_code(cause: BaseException | None) -> int:
-    """Time-out, TLS, no connection (curl(1), EXIT CODES)."""
+def _curl_code(error: BaseException) -> int:
+    """Time-out, TLS, no connection (curl(1), EXIT CODES): as the first of a chain of errors says."""
     import ssl
 
-    return 28 if isinstance(cause, TimeoutError) else 35 if isinstance(cause, ssl.SSLError) else 7
+    while error.__cause__:
+        error = error.__cause__
+    return 28 if isinstance(error, TimeoutError) else 35 if isinstance(error, ssl.SSLError) else 7
 
 
 def _own_address(url: str) -> str:

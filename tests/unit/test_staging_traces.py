@@ -234,6 +234,16 @@ def test_a_server_that_is_not_there_loses_traces_and_no_time():
     assert time.monotonic() - began < 2
 
 
+def test_a_server_that_takes_no_connection_is_a_time_out():
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        with socket.create_connection(address):  # one may wait: the kernel does not answer a second
+            made = TraceSender(Transport(f"http://127.0.0.1:{address[1]}/", connect_timeout=0.2), pause=0.01)
+            made.send({})
+            made.close(3)
+    assert made.trouble() == 28
+
+
 def test_a_server_that_hangs_is_waited_for_only_so_long():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         made = sender(silent.getsockname()[1], waiting=10)
