@@ -304,6 +304,22 @@ def test_a_container_of_docker_ends_with_the_pilot_and_with_what_runs_it(
         assert not processes_with(f"PandaID={job_id}")
 
 
+def test_files_are_staged_in_a_container_of_docker(grid: Grid, docker: Docker) -> None:
+    queue = grid.queue(
+        "Q-docker-middleware",
+        container_type="docker:pilot;container:middleware",
+        container_options=f"{OPTIONS} -v {grid.storage}:{grid.storage}",
+        params={"pilot_middleware_container": IMAGE},
+    )
+    job = grid.job("cat in.txt > out-m.txt", queue=queue, inputs={"in.txt": b"hello\n"}, outputs=["out-m.txt"])
+    (job_id,) = grid.submit(job)
+    pilot = grid.pilot(queue=queue, env=docker.environ)
+    assert pilot.wait(60) == 0
+    assert grid.job_of(job_id).state == "finished", pilot.text
+    assert f"stage-in: middleware container '{IMAGE}' (docker)" in pilot.text
+    assert docker.containers() == []
+
+
 @pytest.mark.parametrize("kind", ["docker", "podman"])
 def test_an_image_of_a_private_registry_is_fetched_with_the_login_of_the_job(
     grid: Grid, docker: Docker, podman: Podman, registry: str, kind: str
