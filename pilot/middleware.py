@@ -14,7 +14,6 @@ import logging
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -51,7 +50,7 @@ logger = logging.getLogger(__name__)
 REQUEST, EVENTS = "request.json", "events.jsonl"
 #: Seconds between two looks at the latter.
 _LOOK = 1.0
-#: Seconds for a runtime to take away what is left of its container.
+#: Seconds for a runtime to take away what is left of its container; at a stop it has a quarter of what there is.
 _TIDY = 10.0
 #: How the script ends where there is no Python for us: Pilot 3's exit status for middleware that cannot be imported.
 _NO_PYTHON = Code.MIDDLEWAREIMPORTFAILURE.exit_code
@@ -132,7 +131,7 @@ class MiddlewareEngine(StagingEngine):
     ) -> StagingResult:
         call = self._call(direction, files, stop, together=together)
         request = replace(self._request, direction=direction, files=tuple(files), workdir=workdir, together=together)
-        errand = self._make_errand(request, call)
+        errand = self._make_errand(request, call, stop)
 
         async def one(file: File) -> StagedFile | FailedFile:
             done = errand.done.get(file.lfn)
@@ -162,13 +161,20 @@ class _Errand:
     """
 
     def __init__(
-        self, main_dir: Path, environ: Mapping[str, str], observer: StagingObserver, request: Request, call: Call
+        self,
+        main_dir: Path,
+        environ: Mapping[str, str],
+        observer: StagingObserver,
+        request: Request,
+        call: Call,
+        stop: Stop,
     ) -> None:
         self._main_dir = main_dir
         self._environ = environ
         self._observer = observer
         self._request = request
         self._call = call
+        self._stop = stop
         self._decoder = Decoder()
         self._read = 0
         self._ended = False
@@ -197,7 +203,7 @@ class _Errand:
         container = self._container(folder)
         await self._call.aside(self._lay_out, folder)
         try:
-            await container.prepare()
+            await self._stop.guard(container.prepare())
         except PilotError as error:
             raise PilotError(error.code, f"{self._where}: {error.detail}") from error
         logger.info("%s: %s (%s)", self._request.direction.value, self._where, container.name)
@@ -211,8 +217,7 @@ class _Errand:
             over.set()
             await following
             with suppress(TimeoutError):
-                async with asyncio.timeout(_TIDY):
-                    await container.signal(signal.SIGKILL)
+                async with asyncio.timeout(min(_TIDY, self._stop.deadline.remaining / 4)):
                     await container.close()
         self.left |= {"stdout.txt": ended.stdout, "stderr.txt": ended.stderr}
         if not self._ended:

@@ -193,3 +193,24 @@ def test_a_stop_ends_what_moves_in_there(
     assert not processes_with(f"MARK={tmp_path}")
     assert grid.job_of(job_id).code == 1201, pilot.text
     assert told(pilot, grid, job_id)["stagein_status.json"]["in.txt"][:2] == ["failed", 1201]
+
+
+#: A docker whose daemon does not answer any more.
+STUCK = """#!/bin/bash
+while [ "$1" ]; do [ "$1" = --cidfile ] && echo 0123456789abcdef >"$2" && touch UP; shift; done
+exec sleep 9
+"""
+
+
+def test_a_runtime_that_is_stuck_does_not_cost_the_report_of_a_job_that_is_stopped(grid: Grid, tmp_path: Path) -> None:
+    (tmp_path / "docker").write_text(STUCK.replace("UP", str(tmp_path / "up")))
+    (tmp_path / "docker").chmod(0o755)
+    params = {"pilot_middleware_container": "x/y:1", "pilot_free_space_limit": 0}
+    queue = grid.queue("STUCK", container_type=f"docker:pilot;{CONTAINER}", params=params)
+    (job_id,) = grid.submit(grid.job("true", inputs={"in.txt": b"x"}, queue=queue))
+    pilot = grid.pilot("--grace", "3", queue=queue, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    until((tmp_path / "up").exists)
+    began = pilot.signal(signal.SIGTERM)
+    assert pilot.wait(30) == 143, pilot.text
+    assert time.monotonic() - began < 5
+    assert grid.job_of(job_id).code == 1201, pilot.text
