@@ -11,13 +11,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from pilot.assembly import find_experiment
 from pilot.cgroup import Nest
 from pilot.contain import wants_alrb
-from pilot.doctor.check import Finding, Patient, failure, ok, warning
+from pilot.doctor.check import Finding, Patient, failure, in_threads, ok, warning
 from pilot.errors import PilotError
 from pilot.gpus import parse_gpus
 from pilot.node import read_node
@@ -104,7 +105,9 @@ def user_namespaces(patient: Patient) -> Finding | None:
 
 def containers(patient: Patient) -> Finding:
     """Container runtimes and their versions; those that the queue names must be there."""
-    versions = {name: program_version(name) for name in _RUNTIMES if shutil.which(name)}
+    names = [name for name in _RUNTIMES if shutil.which(name)]
+    told = in_threads([partial(program_version, name) for name in names], 2 * _PROGRAM_PATIENCE)
+    versions = {name: text or f"{name} does not start" for name, text in zip(names, told, strict=True)}
     found = ", ".join(versions.values()) or "no container runtime"
     info = patient.known_queue()
     users = dict(info.queue.container_type) if info else {}
