@@ -42,6 +42,9 @@ TICK = 1 / os.sysconf("SC_CLK_TCK")
 #: threads read and write meanwhile is taken for theirs.
 _AT_ONCE = 64
 
+#: How /proc says that there is no such process, or that it is another user's and hidden (`hidepid` of proc(5)).
+_UNSEEN = (FileNotFoundError, ProcessLookupError, PermissionError)
+
 #: False on kernels built without CONFIG_PROC_CHILDREN.
 _HAS_CHILDREN_FILE = Path(f"/proc/self/task/{os.getpid()}/children").exists()
 
@@ -212,7 +215,7 @@ def children(pid: int | None = None) -> list[int]:
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
             found += _children_of_thread(pid, task)
-    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+    except _UNSEEN:  # it has just ended
         pass
     return found
 
@@ -220,7 +223,7 @@ def children(pid: int | None = None) -> list[int]:
 def _children_of_thread(pid: int, task: str) -> list[int]:
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):  # the thread has just ended
+    except _UNSEEN:  # the thread has just ended
         return []
 
 
@@ -258,7 +261,7 @@ def send(pids: Sequence[int], signum: signal.Signals) -> None:
 
 
 def is_zombie(pid: int) -> bool:
-    """True if a process has ended but was not waited for, or is gone.
+    """True if a process has ended but was not waited for, or is gone or hidden.
 
     One whose first thread has ended looks like a zombie too, but lives on in its other threads.
     """
@@ -279,7 +282,7 @@ def _stat(pid: int) -> list[bytes]:
     """
     try:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+    except _UNSEEN:
         return []
 
 

@@ -118,6 +118,23 @@ def test_a_process_that_is_gone_has_no_children_and_gets_no_signal():
     send([process.pid], signal.SIGKILL)
 
 
+HIDDEN = """
+import os, subprocess
+from pilot import processes as rooms
+other = subprocess.Popen(["sleep", "60"])
+os.setegid(65534), os.seteuid(65534)
+print(rooms.is_zombie(other.pid), rooms.descendants([other.pid]) == [other.pid], *rooms._all_children())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a /proc")
+def test_processes_that_proc_hides_are_as_if_gone():
+    mount = 'mount -t proc -o hidepid=1 proc /proc && exec "$@"'
+    words = ["unshare", "-mpf", "--kill-child", "sh", "-c", mount, "sh", sys.executable, "-c", HIDDEN]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout == "True True 0\n", done.stderr
+
+
 def test_a_process_is_a_zombie_from_its_end_until_it_is_waited_for(processes):
     process = processes.start(["sleep", "60"])
     assert not is_zombie(process.pid)
