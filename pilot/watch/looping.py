@@ -96,5 +96,8 @@ class Looping:
 
 
 def _changed_at(found: os.stat_result) -> float:
-    """When a file was written. Not its mtime: who unpacks an archive sets that, perhaps to years ago or ahead."""
-    return found.st_ctime
+    """When a file was written. Not its mtime: who unpacks an archive sets that, perhaps to years ago or ahead.
+
+    But a name more or less, as jobs that share an input in a cache have, changes the inode and writes nothing.
+    """
+    return found.st_ctime if found.st_nlink == 1 else found.st_mtime

@@ -124,6 +124,19 @@ def test_a_file_is_written_when_it_changes_whatever_time_an_archive_gives_it(tmp
             write(tmp_path / "new", when)
 
 
+def test_an_input_that_another_job_shares_is_not_written_by_that(tmp_path):
+    clock = Clock()
+    clock.now = time.time() - 7190
+    look = looping(tmp_path / "job", clock)
+    write(tmp_path / "cached", 0)
+    (tmp_path / "job").mkdir()
+    os.link(tmp_path / "cached", tmp_path / "job/in.root")
+    pass_time(look, clock, 3600)
+    os.link(tmp_path / "cached", tmp_path / "other")
+    with pytest.raises(PilotError, match="in.root"):
+        pass_time(look, clock, 3600)
+
+
 def test_a_directory_that_goes_away_while_we_look_is_no_error(tmp_path, clock):
     look = looping(tmp_path / "gone", clock)
     assert look.look() == 900
