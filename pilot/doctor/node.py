@@ -207,5 +207,7 @@ def _run(argv: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
         os.killpg(process.pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=_LINGER)
+        for stream in filter(None, (process.stdout, process.stderr)):
+            stream.close()
         return None
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
