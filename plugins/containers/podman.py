@@ -23,6 +23,11 @@ class Podman(Engine):
     at_once = ("--time=0",)
     init = INIT
 
+    async def user(self) -> str:
+        """Root, who is the pilot's user outside; with `--userns=keep-id` of a queue that one has its own number."""
+        kept = any("keep-id" in word for word in self.order.options)
+        return f"{os.geteuid()}:{os.getegid()}" if kept else "0:0"
+
     async def own_options(self) -> list[str]:
         """The payload writes its output files itself, and podman keeps no copy; login, GPUs, memory."""
         order = self.order

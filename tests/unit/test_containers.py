@@ -125,6 +125,14 @@ class TestCommands:
         made = command(tmp_path, job, queue(), bench(tmp_path, programs=("apptainer",)), variables)
         assert "xxx" not in " ".join(made.argv)
 
+    def test_who_has_his_own_number_inside_podman_has_it_for_the_payload(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "geteuid", lambda: 1234)
+        monkeypatch.setattr(os, "getegid", lambda: 5678)
+        kept = queue(container_type="podman:pilot", container_options="--userns keep-id")
+        made = command(tmp_path, Job(job_id=1, container_image="x:1"), kept, bench(tmp_path, programs=("podman",)), {})
+        argv = list(made.argv)
+        assert argv[argv.index("--user") + 1] == "1234:5678"
+
     def test_podman_and_docker_get_names_of_variables_and_an_id_file(self, tmp_path):
         job = Job(job_id=1, container_image="docker://registry/x:1", secrets=secrets())
         for name in ("podman", "docker"):
