@@ -24,7 +24,7 @@ DIRECTORY_VARIABLES = ("PANDA_AUTH_DIR", "OIDC_AUTH_DIR")
 #: Largest token file read, bytes: a header of more than 8 kB is refused by common web servers.
 _TOKEN_LIMIT = 65536
 
-#: Characters of a name that is shown when there is no such file: a token is longer.
+#: Characters of a relative name that is shown when there is no such file: a token is longer.
 _LONGEST_NAME = 32
 
 #: What a header value may hold; a token has no blanks inside either.
@@ -104,7 +104,7 @@ class TokenFile:
         for path in self._places:
             if os.path.isfile(path):  # unlike the path's own method it takes what is too long for a name
                 return path
-        if "/" not in self.name and len(self.name) > _LONGEST_NAME:
+        if not os.path.isabs(self.name) and len(self.name) > _LONGEST_NAME:
             raise CredentialError(f"no token file: {TOKEN_VARIABLES[0]} must name one, and may hold the token itself")
         places = ", ".join(str(path) for path in self._places)
         raise CredentialError(f"token file {self.name!r} not found; looked at: {places}")

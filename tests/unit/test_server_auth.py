@@ -51,7 +51,7 @@ def test_a_missing_token_file_is_an_error_that_says_where_it_was_looked_for(tmp_
     assert caught.value.code is Code.NOPROXY
 
 
-@pytest.mark.parametrize("token", ["0123456789abcdef" * 3, "e" * 2000])
+@pytest.mark.parametrize("token", ["0123456789abcdef" * 3, "abcd/efgh+" * 4, "e" * 2000])
 def test_a_token_where_the_name_of_its_file_should_be_is_not_shown(tmp_path, token):
     with pytest.raises(CredentialError, match="may hold the token itself") as caught:
         TokenFile(token, [tmp_path]).token()
