@@ -285,6 +285,14 @@ class Harvester:
 
     # --- configuration
 
+    def sees_kill(self) -> None:
+        """Have a job killed at the server while it runs: Harvester hears of it first, and cancels the worker."""
+        job_id = self.submit("sleep 600", "PUSH")
+        self.sees_run(job_id)
+        self.grid.server.kill(job_id)
+        job, here, worker = self.sees_end(job_id)
+        assert (job.state, here, worker) == ("cancelled", "cancelled", "cancelled")
+
     def _template(self, name: str) -> None:
         """One of our templates, with what a site changes in it, and the options of the pilots of a grid."""
         words = self.grid.options(queue="{pandaQueueName}")

@@ -118,11 +118,7 @@ def a_pushed_job_fails(site: Site) -> None:
 
 @scenario
 def a_pushed_job_is_killed_at_the_server(site: Site) -> None:
-    job_id = site.submit("sleep 600", "PUSH")
-    site.sees_run(job_id)
-    site.grid.server.kill(job_id)
-    job, here, worker = site.sees_end(job_id)
-    assert (job.state, here, worker) == ("cancelled", "cancelled", "cancelled")
+    site.sees_kill()
 
 
 @scenario
